@@ -25,10 +25,11 @@ from typing import Any
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import accelerate  # noqa: F401 (imported once, before jobs are forked off)
 import torch
 from torch import nn
 
-from job import checkpoint, evaluation, models, run_directory, runtime, train, trainer
+from job import checkpoint, evaluation, models, runtime, train, trainer
 from job.batches import Batches, Part
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
