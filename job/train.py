@@ -77,10 +77,8 @@ def _train(
     from job.trainer import Trainer
 
     environments = place.gathered(runtime.describe(place))
+    place.guarded(lambda: directory.begin(settings, _environment(environments)) if directory else None)
     if directory is not None:
-        if directory.result:
-            directory.reopen()
-        directory.begin(settings, _environment(environments))
         console.log_to(directory.path / "log.txt")
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(_describe_machines(environments))
@@ -98,12 +96,22 @@ def _train(
     )
     console.say(_describe_plan(trainer))
     predictions = trainer.run()
-    if directory is not None:
-        _show(_finish(trainer, directory, predictions), console, directory)
+    result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
+    if result is not None:
+        _show(result, console, directory)
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
     """Write the final weights, the predictions and, last, the result that makes this a finished run."""
+    try:
+        return _write_results(trainer, directory, predictions)
+    except OSError as error:
+        raise runtime.FailedError(
+            f"the results cannot be written ({error.strerror}); training is done, and saved"
+        ) from None
+
+
+def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
     from job import checkpoint, evaluation
 
     checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
@@ -144,11 +152,11 @@ def _failed(
     path: Path,
 ) -> int:
     """Say once what happened, leave it in ``status.json``, and give the exit status."""
-    from job.trainer import StoppedEarlyError, TrainingFailedError
+    from job.trainer import StoppedEarlyError
 
     if isinstance(error, config.UserError):
         if directory is not None:
-            directory.status(state="failed", error=str(error))
+            directory.failed(str(error))
         raise error
     if isinstance(error, StoppedEarlyError):
         if directory is not None:
@@ -156,7 +164,7 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, TrainingFailedError):
+    if isinstance(error, runtime.FailedError):
         message = str(error)
     elif runtime.out_of_memory(error):
         message = (
@@ -175,7 +183,7 @@ def _failed(
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
-        directory.status(state="failed", error=message)
+        directory.failed(message)
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
