@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 from job.config import UserError
 
@@ -36,8 +36,11 @@ def kind(root: Path) -> Kind:
     """What ``root`` is, told by its first bytes and not by its name. Raises ``UserError`` for anything else."""
     if root.is_dir():
         return "folder"
-    with root.open("rb") as file:
-        start = file.read(512)
+    try:
+        with root.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror}", "make it readable") from None
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if start.startswith((_GZIP, _XZ)) or start[257:262] == b"ustar":
@@ -155,10 +158,20 @@ def _refuse_link(archive: Path, name: str) -> None:
     )
 
 
+def _decompressed(raw: BinaryIO, start: bytes) -> _Readable:
+    if start.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=raw)
+    return lzma.open(raw) if start.startswith(_XZ) else raw
+
+
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _Stream:
     """What tarfile reads from: keeps where the last byte was that is not zero, which tells a whole archive's end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: _Readable) -> None:
         self._file = file
         self.position = 0
         self.content_end = 0
@@ -177,12 +190,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
         raw.seek(0)
         done = 0
         try:
-            file: IO[bytes] = raw
-            if start.startswith(_GZIP):
-                file = gzip.GzipFile(fileobj=raw)
-            elif start.startswith(_XZ):
-                file = lzma.LZMAFile(raw)
-            stream = _Stream(file)
+            stream = _Stream(_decompressed(raw, start))
             with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
                 while (member := tar.next()) is not None:
                     tar.members = []  # it would keep a kilobyte for each

@@ -30,6 +30,8 @@ FORMAT = 1
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
+_OTHER_PLACE = "make room there, or set data.cache to a directory on another disk"
+
 Advance = Callable[[int], None]
 Log = Callable[[str], None]
 
@@ -83,10 +85,10 @@ class PictureFile:
         self._count = 0
         self._header()
 
-    def append(self, block: NDArray[np.uint8]) -> None:
-        """Add ``block``, uint8 ``[k, size, size, 3]``."""
-        self._file.write(np.ascontiguousarray(block).data)
-        self._count += len(block)
+    def append(self, block: NDArray[np.uint8] | bytes) -> None:
+        """Add ``block``, uint8 ``[k, size, size, 3]``, or its bytes."""
+        written = self._file.write(block if isinstance(block, bytes) else np.ascontiguousarray(block).data)
+        self._count += written // (self._size * self._size * 3)
 
     def finish(self, labels: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> None:
         """Close the pictures, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
@@ -111,11 +113,11 @@ class PictureFile:
 
 
 def places(beside: Path | None, override: str | None) -> list[Path]:
-    """Directories in which a decoded data set may lie, best first; ``beside`` is the source's own directory."""
+    """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
     if override is not None:
         return [Path(override).expanduser()]
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rankzero"
-    return [home] if beside is None else [beside / "rankzero-cache", home]
+    return [home] if beside is None or beside == beside.parent else [beside / "rankzero-cache", home]
 
 
 def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
@@ -132,8 +134,9 @@ def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents],
         found = _read(place / name)
         if isinstance(found, Stored):  # built while this process waited
             return found
-        for leftover in place.glob(f"{name}.tmp-*"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for entry in place.iterdir():
+            if entry.name.startswith(f"{name}.tmp-"):  # of a process that was killed
+                shutil.rmtree(entry, ignore_errors=True)
         if found is not None:
             log(f"{place / name}: {found}; decoding again")
             doomed = place / f"{name}.tmp-{uuid.uuid4().hex}"
@@ -166,7 +169,7 @@ def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> 
             while chunk := stream.read(1 << 22):
                 total.update(chunk)
                 advance(len(chunk))
-        with _disk_errors(place):
+        with disk_errors(str(place), _OTHER_PLACE):
             _write_json(place / note, {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()})
     return total.hexdigest()
 
@@ -208,7 +211,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
     """Build in a sibling, make it durable, and rename it into place."""
     working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
     try:
-        with _disk_errors(final.parent):
+        with disk_errors(f"decoded pictures in {final.parent}", _OTHER_PLACE):
             working.mkdir()
             contents = build(working)
             hashes = {name: _array_digest(working / f"{name}.npy") for name in ARRAYS}
@@ -276,13 +279,11 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
+def disk_errors(what: str, mend: str) -> Iterator[None]:
+    """Turn "disk full", "no permission" and the like, while writing ``what``, into a ``UserError``."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"no room for decoded pictures in {place} ({error.strerror})",
-                "free some, or set data.cache to a directory on a larger disk",
-            ) from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"{what} cannot be written ({error.strerror})", mend) from None
         raise
