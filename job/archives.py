@@ -137,13 +137,13 @@ _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...] | None:
-    """A member's path, None if hidden."""
+    """A member's path; None for the root and for what is hidden."""
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in parts:
         raise UserError(
             f"{archive}: member {shown(name)} points outside the archive", "make the archive again with relative names"
         )
-    return None if any(map(hidden, parts)) else parts
+    return None if not parts or any(map(hidden, parts)) else parts
 
 
 def shown(name: str) -> str:

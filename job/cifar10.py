@@ -75,14 +75,14 @@ def decode(
         batches = _find(root, published) or {}
     with progress("decoding CIFAR-10", len(batches), "batches") as advance:
         for split, names in (("train", TRAIN), ("test", TEST)):
-            file = PictureFile(into, split, 32)
             labels: list[int] = []
-            for name in names:
-                pictures, some = _unpickled(batches.pop(name))
-                file.append(pictures)
-                labels += some
-                advance(1)
-            file.finish(np.array(labels, np.int64))
+            with PictureFile(into, split, 32) as file:
+                for name in names:
+                    pictures, some = _unpickled(batches.pop(name))
+                    file.append(pictures)
+                    labels += some
+                    advance(1)
+                file.finish(np.array(labels, np.int64))
     return Contents(CLASSES)
 
 

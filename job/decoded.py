@@ -76,7 +76,10 @@ class Stored:
 
 
 class PictureFile:
-    """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing; a plain write meets a full disk with an error."""
+    """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing. A context: leaving it closes the file.
+
+    Not mapped, because a plain write meets a full disk with an error and not with a signal.
+    """
 
     def __init__(self, directory: Path, part: str, size: int) -> None:
         self._directory, self._part, self._size = directory, part, size
@@ -84,6 +87,12 @@ class PictureFile:
         self._file = self._path.open("wb")
         self._count = 0
         self._header()
+
+    def __enter__(self) -> PictureFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
 
     def append(self, block: NDArray[np.uint8] | bytes) -> None:
         """Add ``block``, uint8 ``[k, size, size, 3]``, or its bytes."""
@@ -99,10 +108,10 @@ class PictureFile:
             return
         unordered = self._path.rename(self._path.with_suffix(".unordered"))
         images = np.load(unordered, mmap_mode="r")
-        ordered = PictureFile(self._directory, self._part, self._size)
-        for start in range(0, len(order), 1024):
-            ordered.append(images[order[start : start + 1024]])
-        ordered.finish(labels)
+        with PictureFile(self._directory, self._part, self._size) as ordered:
+            for start in range(0, len(order), 1024):
+                ordered.append(images[order[start : start + 1024]])
+            ordered.finish(labels)
         unordered.unlink()
 
     def _header(self) -> None:

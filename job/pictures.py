@@ -34,10 +34,29 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
     """
     root = root.absolute()
     layout = _Layout(root)
-    splits = {split: _Split(split, PictureFile(into, split, size)) for split in SPLITS}
+    with PictureFile(into, "train", size) as train, PictureFile(into, "test", size) as test:
+        splits = {"train": _Split("train", train), "test": _Split("test", test)}
+        _read_all(root, size, layout, splits, progress)
+        classes = layout.classes()
+        notes = layout.notes()
+        unreadable = [line for split in splits.values() for line in split.unreadable]
+        if unreadable:
+            are = "file is" if len(unreadable) == 1 else "files are"
+            what = f"{root}: {len(unreadable)} {are} no readable picture: {_named(unreadable)}"
+            if not skip_unreadable:
+                raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
+            notes.append(f"left out: {what}")
+        for split in splits.values():
+            split.finish(root, classes)
+    return Contents(classes, tuple(notes))
+
+
+def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split], progress: Progress) -> None:
+    """Read serially, decode in parallel, collect in order."""
     queue: deque[tuple[_Split, list[str], Future[Pixels]]] = deque()
     processes = min(_cores(), 32)
-    with imaging.readers(size, processes) as read:
+    total, unit = archives.extent(root)
+    with imaging.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
 
         def submit(split: _Split) -> None:
             queue.append((split, split.paths, read(split.encoded)))
@@ -49,34 +68,20 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
             split, paths, pixels = queue.popleft()
             split.add(paths, *pixels.result())
 
-        total, unit = archives.extent(root)
-        with progress(f"decoding {root.name}", total, unit) as advance:
-            for member in archives.members(root):
-                advance(member.cost)
-                if (place := layout.place(member)) is None or member.content is None:
-                    continue
-                split = splits[place[0]]
-                split.paths.append(place[1])
-                split.encoded.append(member.content)
-                split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
-                if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
-                    submit(split)
-            for split in splits.values():
+        for member in archives.members(root):
+            advance(member.cost)
+            if (place := layout.place(member)) is None or member.content is None:
+                continue
+            split = splits[place[0]]
+            split.paths.append(place[1])
+            split.encoded.append(member.content)
+            split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
+            if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
                 submit(split)
-            while queue:
-                collect()
-
-    classes = layout.classes()
-    notes = layout.notes()
-    unreadable = [line for split in splits.values() for line in split.unreadable]
-    if unreadable:
-        what = f"{root}: {len(unreadable)} {_files(unreadable)} no readable picture: {_named(unreadable)}"
-        if not skip_unreadable:
-            raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
-        notes.append(f"left out: {what}")
-    for split in splits.values():
-        split.finish(root, classes)
-    return Contents(classes, tuple(notes))
+        for split in splits.values():
+            submit(split)
+        while queue:
+            collect()
 
 
 class _Split:
@@ -178,10 +183,6 @@ class _Layout:
             return []
         where = "outside train/<class>/ and test/<class>/"
         return [f"{self._root}: {len(self._outside)} files {where} passed over: {_named(self._outside)}"]
-
-
-def _files(names: Sequence[str]) -> str:
-    return "file is" if len(names) == 1 else "files are"
 
 
 def _named(names: Sequence[str], most: int = _NAMED) -> str:

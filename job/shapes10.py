@@ -35,11 +35,11 @@ def decode(into: Path, progress: Progress) -> Contents:
     """Draw all pictures into the directory ``into``."""
     with progress("drawing shapes10", TRAIN + TEST, "pictures") as advance:
         for split, first, count in (("train", 0, TRAIN), ("test", TRAIN, TEST)):
-            file = PictureFile(into, split, _SIDE)
-            for start in range(first, first + count, _BLOCK):
-                file.append(draw(np.arange(start, start + _BLOCK)))
-                advance(_BLOCK)
-            file.finish(labels(np.arange(first, first + count)))
+            with PictureFile(into, split, _SIDE) as file:
+                for start in range(first, first + count, _BLOCK):
+                    file.append(draw(np.arange(start, start + _BLOCK)))
+                    advance(_BLOCK)
+                file.finish(labels(np.arange(first, first + count)))
     return Contents(CLASSES)
 
 
