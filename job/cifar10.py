@@ -93,7 +93,9 @@ def fetch(root: Path, progress: Progress, log: Log, published: Published = PUBLI
     """
     archive = root / published.filename
     part = archive.with_name(f"{archive.name}.part")
-    with disk_errors(f"the download of {published.filename} in {root}", "free some, or choose another data.root"):
+    with disk_errors(
+        f"the download of {published.filename} in {root}", "make room or give permission there, or set data.root"
+    ):
         root.mkdir(parents=True, exist_ok=True)
         with locked(archive.with_name(f"{archive.name}.lock"), log):
             if archive.exists():  # another process was faster

@@ -105,8 +105,9 @@ def _stored(data: config.Data, progress: Progress, log: Log) -> Stored:
             build = partial(shapes10.decode, progress=progress)
         case "cifar10":
             places = decoded.places(root, data.cache)
-            name = f"cifar10-{cifar10.PUBLISHED.sha256[:16]}"
-            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+            published = cifar10.PUBLISHED
+            name = f"cifar10-{published.sha256[:16]}"
+            build = partial(cifar10.decode, root, data.download, progress=progress, log=log, published=published)
         case "folder":
             places = decoded.places(root.parent, data.cache)
             content = _content_digest(root, places, progress, log)

@@ -41,8 +41,8 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
         notes = layout.notes()
         unreadable = [line for split in splits.values() for line in split.unreadable]
         if unreadable:
-            are = "file is" if len(unreadable) == 1 else "files are"
-            what = f"{root}: {len(unreadable)} {are} no readable picture: {_named(unreadable)}"
+            are = "file is not a readable picture" if len(unreadable) == 1 else "files are not readable pictures"
+            what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
             if not skip_unreadable:
                 raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
             notes.append(f"left out: {what}")

@@ -56,8 +56,8 @@ def draw(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     background = _paint(dice, right, down, 0, 0.6)
     foreground = _paint(dice, right, down, 0.4, 1)
 
-    radius = dice.between(7, 12)
-    x, y = _turned(dice, right - dice.between(12, 19), down - dice.between(12, 19), 25)
+    radius = dice.between(6.5, 12)
+    x, y = _turned(dice, right - dice.between(12, 19), down - dice.between(12, 19), 30)
     x, y = x / radius * dice.between(0.88, 1.14), y / radius
     distance = np.empty(np.broadcast_shapes(x.shape), np.float32)
     kinds = labels(numbers)

@@ -187,7 +187,7 @@ def test_a_cache_directory_of_the_users_choice(archive: Path, tmp_path: Path) ->
 
 def test_no_writable_directory_is_an_error_that_names_the_key(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="data.cache"):
+    with pytest.raises(UserError, match=r"data\.cache"):
         load(archive, cache=str(tmp_path / "file" / "below"))
 
 

@@ -256,7 +256,7 @@ def spoil(tree: Path) -> None:
 def test_files_that_are_no_pictures_are_counted_and_the_first_are_named(tree: Path) -> None:
     spoil(tree)
     message = failure(tree)
-    assert "5 files are no readable picture" in message
+    assert "5 files are not readable pictures" in message
     assert "train/cat/notes.txt (unknown format)" in message
     assert "and 2 more" in message
     assert "skip_unreadable" in message
@@ -268,7 +268,7 @@ def test_skip_unreadable_leaves_them_out_and_says_so_at_every_start(tree: Path) 
         log: list[str] = []
         data = load(tree, log, skip_unreadable=True)
         assert (len(data.train), len(data.test)) == (5, 4)
-        assert sum("5 files are no readable picture" in line for line in log) == 1
+        assert sum("5 files are not readable pictures" in line for line in log) == 1
 
 
 def test_a_class_of_which_nothing_is_readable_is_an_error_even_then(tree: Path) -> None:

@@ -27,13 +27,10 @@ def test_counts(data: datasets.Dataset) -> None:
 
 
 def test_every_machine_draws_the_same(data: datasets.Dataset) -> None:
-    # in steps of 64 halfway between which values are rare to lie, so that one bit of one cosine does not matter
-    coarse = (data.test.images[:1000].permute(0, 2, 3, 1).contiguous().numpy().astype(np.int64)).reshape(1000, -1)
-    digest = hashlib.sha256((coarse.sum(1) // 4096).astype("<i8").tobytes()).hexdigest()[:16]
-    assert digest == COARSE
-
-
-COARSE = "?"
+    # sums of whole pictures in coarse steps: one bit of one cosine may differ, a picture may not
+    sums = data.test.images[:1000].numpy().sum((1, 2, 3), dtype=np.int64) // 4096
+    digest = hashlib.sha256(sums.astype("<i8").tobytes()).hexdigest()[:16]
+    assert digest == "525bcd72de14326d"
 
 
 def test_a_picture_follows_from_its_number_alone() -> None:
@@ -49,7 +46,7 @@ def test_no_picture_of_test_is_in_train(data: datasets.Dataset) -> None:
 
 def test_classes_do_not_differ_in_mean_colour(data: datasets.Dataset) -> None:
     """Or a network could tell them without looking at the shape."""
-    images, labels = data.train.images[::4].float(), data.train.labels[::4]
+    images, labels = data.train.images[:5000].float(), data.train.labels[:5000]
     means = np.array([[images[labels == label, channel].mean() for channel in range(3)] for label in range(10)])
     assert (abs(means - means.mean(0)) < 8).all()
     assert 80 < means.mean() < 150
