@@ -90,9 +90,9 @@ def walk(root: Path) -> Iterator[Entry]:
 
     Raises ``UserError`` for a directory that cannot be read and for a link that leads back to where it hangs.
     """
-    for split in ("train", "test"):
-        if (root / split).is_dir():
-            yield from _walk(root / split, (split,), ())
+    for entry in _listed(root):
+        if entry.name in ("train", "test") and entry.is_dir():
+            yield from _walk(root / entry.name, (entry.name,), ())
 
 
 def listing_digest(root: Path) -> str:
@@ -105,11 +105,8 @@ def listing_digest(root: Path) -> str:
 
 
 def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    try:
-        status = directory.stat()
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror}", "make the directory readable, or take it away") from None
+    entries = _listed(directory)
+    status = directory.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"{directory}: is a link to a directory that contains it", "take the link away")
@@ -118,14 +115,23 @@ def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int],
         if hidden(entry.name):
             continue
         path, below = directory / entry.name, (*parts, entry.name)
-        if entry.is_dir():
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing or to itself: reading it will say so
+            yield Entry(below, path, False, 0, 0)
+            continue
+        if stat.S_ISDIR(status.st_mode):
             yield from _walk(path, below, (*above, here))
         else:
-            try:
-                status = entry.stat()
-            except OSError:  # a link to nothing: reading it will say so
-                status = entry.stat(follow_symlinks=False)
             yield Entry(below, path, False, status.st_size, status.st_mtime_ns)
+
+
+def _listed(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}", "make the directory readable, or take it away") from None
 
 
 def hidden(name: str) -> bool:

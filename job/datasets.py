@@ -125,8 +125,8 @@ def _stored(data: config.Data, progress: Progress, log: Log) -> Stored:
 
 
 def _content_digest(root: Path, places: list[Path], progress: Progress, log: Log) -> str:
-    if not root.exists():
-        raise UserError(f"data.root={root} does not exist", pictures.LAYOUT)
+    if not os.path.exists(root):  # Path.exists raises where a directory above cannot be searched
+        raise UserError(f"data.root={root} does not exist or cannot be reached", pictures.LAYOUT)
     if archives.kind(root) == "folder":
         return archives.listing_digest(root)
     return decoded.digest(root, places, progress, log)

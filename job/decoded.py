@@ -127,8 +127,9 @@ def places(beside: Path | None, override: str | None) -> list[Path]:
     """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
     if override is not None:
         return [Path(override).expanduser()]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rankzero"
-    return [home] if beside is None or beside == beside.parent else [beside / "rankzero-cache", home]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    own = [home / "rankzero"] if home.is_absolute() else []  # a container's user may have no home
+    return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
 
 
 def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
@@ -197,16 +198,14 @@ def writable(places: Sequence[Path]) -> Path:
             probe.touch()
             probe.unlink()
             return place
-    raise UserError(
-        f"no directory for decoded pictures, {' and '.join(map(str, places))} cannot be written",
-        "set data.cache to one that can",
-    )
+    tried = ", ".join(map(str, places)) or "no home directory"
+    raise UserError(f"no directory for decoded pictures can be written ({tried})", "set data.cache to one that can")
 
 
 @contextlib.contextmanager
 def locked(path: Path, log: Log) -> Iterator[None]:
     """Hold the lock file ``path``; the kernel lets it go when the process dies."""
-    lock = filelock.FileLock(path)
+    lock = filelock.FileLock(path, mode=0o666)  # for other users of a shared directory
     try:
         lock.acquire(timeout=2)
     except filelock.Timeout:

@@ -21,6 +21,9 @@ from typing import Protocol
 
 from PIL import Image, ImageOps
 
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+"""not all that Pillow knows: for some, such as EPS, it starts other programs"""
+
 Encoded = bytes | Path
 """a picture file's bytes, or where to read them"""
 Pixels = tuple[bytes, list[str | None]]
@@ -31,15 +34,15 @@ def read(encoded: Encoded, size: int) -> bytes:
     """Pixels of a picture in RGB, ``size * size * 3`` bytes in rows, both sides squeezed to ``size`` if they differ.
 
     See ``to_rgb`` for what becomes of other kinds of pictures. Resizing is bilinear over all pixels that a new one
-    covers. Raises ``ValueError`` with the reason for anything that is not a whole picture of at most
-    ``Image.MAX_IMAGE_PIXELS`` pixels.
+    covers. Raises ``ValueError`` with the reason for anything that is not a whole picture, of one of
+    ``FORMATS`` and with at most ``Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # on odd metadata
             content = _content(encoded)
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 picture = to_rgb(image)
                 if picture.size != (size, size):
                     picture = picture.resize((size, size), Image.Resampling.BILINEAR)

@@ -191,6 +191,12 @@ def test_no_writable_directory_is_an_error_that_names_the_key(archive: Path, tmp
         load(archive, cache=str(tmp_path / "file" / "below"))
 
 
+def test_without_a_home_the_message_names_the_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~")  # what is left of ~/.cache where the user has no home
+    with pytest.raises(UserError, match=r"no home directory.*data\.cache"):
+        datasets.prepare(config.Data(source="shapes10"))
+
+
 def truncate(path: Path) -> None:
     os.truncate(path / "train_images.npy", 1000)
 

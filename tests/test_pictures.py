@@ -234,8 +234,9 @@ def bomb() -> bytes:
         (encoded(picture(1, (64, 64)), "JPEG")[:1000], "truncated"),
         (bomb(), "pixels"),
         (encoded(picture(1, mode="F"), "TIFF"), "floating-point"),
+        (encoded(picture(1), "EPS"), "unknown format"),  # Pillow would start Ghostscript
     ],
-    ids=["empty", "text", "cut PNG", "cut JPEG", "bomb", "floating point"],
+    ids=["empty", "text", "cut PNG", "cut JPEG", "bomb", "floating point", "EPS"],
 )
 def test_what_is_no_whole_picture_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
@@ -250,15 +251,16 @@ def spoil(tree: Path) -> None:
     (tree / "train" / "dog" / "0.png").write_bytes(encoded(picture(5))[:60])
     (tree / "test" / "dog" / "zero.png").touch()
     (tree / "test" / "dog" / "broken.png").symlink_to("nowhere")
+    (tree / "test" / "dog" / "circle.png").symlink_to("circle.png")
     os.mkfifo(tree / "test" / "dog" / "pipe.png")
 
 
 def test_files_that_are_no_pictures_are_counted_and_the_first_are_named(tree: Path) -> None:
     spoil(tree)
     message = failure(tree)
-    assert "5 files are not readable pictures" in message
+    assert "6 files are not readable pictures" in message
     assert "train/cat/notes.txt (unknown format)" in message
-    assert "and 2 more" in message
+    assert "and 3 more" in message
     assert "skip_unreadable" in message
 
 
@@ -268,7 +270,7 @@ def test_skip_unreadable_leaves_them_out_and_says_so_at_every_start(tree: Path) 
         log: list[str] = []
         data = load(tree, log, skip_unreadable=True)
         assert (len(data.train), len(data.test)) == (5, 4)
-        assert sum("5 files are not readable pictures" in line for line in log) == 1
+        assert sum("6 files are not readable pictures" in line for line in log) == 1
 
 
 def test_a_class_of_which_nothing_is_readable_is_an_error_even_then(tree: Path) -> None:
@@ -415,12 +417,12 @@ def test_a_directory_that_cannot_be_read_is_an_error_and_not_left_out(tree: Path
     with tempfile.TemporaryDirectory() as public:  # pytest's own is closed to other users
         root = Path(shutil.copytree(tree, Path(public) / "pets"))
         Path(public).chmod(0o755)
-        (root / "train" / "cat").chmod(0)
-        with without_root():
-            message = failure(root)
-        (root / "train" / "cat").chmod(0o755)
-    assert "train/cat" in message
-    assert "Permission denied" in message
+        for directory in (root / "train" / "cat", root / "test", root):
+            directory.chmod(0)
+            with without_root():
+                message = failure(root)
+            directory.chmod(0o755)
+            assert f"{directory}: Permission denied" in message
 
 
 def test_names_that_are_not_utf8_do_not_stop_the_message(tree: Path) -> None:
