@@ -115,20 +115,7 @@ class Checkpoints:
 
         Says which ones are passed over and why. Raises UserError when there are some and none verifies.
         """
-        if self._directory is None:
-            return None
-        found = _by_step(self._directory)
-        for path in reversed(found):
-            try:
-                return read(path)
-            except (OSError, ValueError, KeyError, SafetensorError) as error:
-                self._say(f"passing over checkpoint {path.name}: {error}")
-        if found:
-            raise UserError(
-                f"none of the {len(found)} checkpoints in {self._directory} is whole",
-                "restore one from a backup, or move the directory away to start from the beginning",
-            )
-        return None
+        return newest_whole(self._directory, self._say) if self._directory is not None else None
 
     def newest(self) -> str | None:
         """Name of the newest checkpoint in place."""
@@ -155,6 +142,25 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 path.rename(trash)
                 shutil.rmtree(trash)
+
+
+def newest_whole(directory: Path, say: Callable[[str], None]) -> State | None:
+    """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
+
+    Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+    """
+    found = _by_step(directory) if directory.is_dir() else []
+    for path in reversed(found):
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            say(f"passing over checkpoint {path.name}: {error}")
+    if found:
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {directory} is whole",
+            "restore one from a backup, or move the directory away to start from the beginning",
+        )
+    return None
 
 
 def write(directory: Path, state: State) -> Path:

@@ -5,10 +5,12 @@ Every check that needs no data, no device and no other process is made here, bef
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import math
 import re
@@ -259,6 +261,12 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
+def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Options and their values, given as ``--key value`` or ``--key=value``."""
+    joined = [(word.partition("=")[0], word.partition("=")[2]) for word in argv if "=" in word]
+    return joined + list(itertools.pairwise(argv))
+
+
 def load_yaml(text: str, name: str) -> dict[str, Any]:
     """The mapping that a YAML text holds. Raises UserError, with the line, for anything else."""
     try:
@@ -273,20 +281,16 @@ def load_yaml(text: str, name: str) -> dict[str, Any]:
     return content
 
 
-def parse(
-    argv: Sequence[str], *, description: str, switches: dict[str, tuple[type, str]] | None = None
-) -> tuple[Config, dict[str, Any]]:
+def parse(argv: Sequence[str], *, description: str) -> Config:
     """Defaults, then the file named by ``--config``, then ``--key.sub value``: a checked Config.
 
-    ``switches`` are options of one command alone, name to (type, help); their values come second.
     Raises UserError for every mistake; ``--help`` and ``--print_config`` print and exit with status 0.
     """
-    switches = switches or {}
     argv = list(argv)
     if not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
-    _check_options(argv, [*switches, "config", "print_config", "help"])
-    parser = _parser(description, switches)
+    _check_options(argv)
+    parser = _parser(description)
     # What the library would say goes through one door, ours: it prints nothing itself but help and the configuration.
     problems = io.StringIO()
     try:
@@ -295,15 +299,14 @@ def parse(
             config = parser.instantiate(settings)
     except jsonargparse.ArgumentError as error:
         raise _explained(str(error)) from None
-    values = {name: config.pop(name) for name in switches}
-    return Config(**{f.name: config[f.name] for f in dataclasses.fields(Config)}), values
+    return Config(**{f.name: config[f.name] for f in dataclasses.fields(Config)})
 
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
     for key in _flat(settings):
         _check_key(key, name)
-    parser = _parser("", {})
+    parser = _parser("")
     try:
         config = parser.instantiate(parser.parse_object(settings))
     except jsonargparse.ArgumentError as error:
@@ -332,20 +335,31 @@ def differences(old: Config, new: Config, free: Sequence[str]) -> list[str]:
     ]
 
 
-def _parser(description: str, switches: dict[str, tuple[type, str]]) -> jsonargparse.ArgumentParser:
+def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
+    """The values of a command's own ``--name value`` options, and what is left for ``parse``."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    try:
+        found, rest = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}", "needs a value") from None
+    return vars(found), rest
+
+
+class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Types and defaults behind each setting, and the description as it is written."""
+
+
+def _parser(description: str) -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=description)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=description, formatter_class=_Help)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
-    for name, (kind, text) in switches.items():
-        if kind is bool:
-            parser.add_argument(f"--{name}", action="store_true", help=text)
-        else:
-            parser.add_argument(f"--{name}", type=kind | None, default=None, help=text)
     parser.add_class_arguments(Config, nested_key=None)
     return parser
 
 
-def _check_options(argv: Sequence[str], others: Sequence[str]) -> None:
+def _check_options(argv: Sequence[str]) -> None:
     """Say which option is unknown and which one is nearest before the library says less."""
     words = iter(argv)
     for word in words:
@@ -354,7 +368,7 @@ def _check_options(argv: Sequence[str], others: Sequence[str]) -> None:
             if word != "-h":
                 raise UserError(f"unexpected argument {word!r}", "settings are given as --key.sub value")
             continue
-        if name not in others:
+        if name not in ("config", "print_config", "help"):
             _check_key(name.removesuffix("+"), f"--{name}")
         if name == "config":
             path = Path(value if equals else next(words, ""))
@@ -368,7 +382,7 @@ def _check_options(argv: Sequence[str], others: Sequence[str]) -> None:
             for section, content in settings.items():
                 if not isinstance(content, dict):
                     raise UserError(f"{section}={content} in {path}", "must be a section of settings")
-        elif not equals and name not in ("check", "help", "print_config") and next(words, None) is None:
+        elif not equals and name not in ("help", "print_config") and next(words, None) is None:
             raise UserError(f"--{name}", "needs a value")
 
 

@@ -7,6 +7,7 @@ To add a network: write a function ``(classes: int) -> nn.Module`` and name it i
 from __future__ import annotations
 
 import hashlib
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,10 +110,14 @@ def fetch_weights(settings: config.Model, *, download: bool) -> Path | None:
         if not download:
             raise UserError(f"no ImageNet weights at {path} and data.download=false", mend)
         path.parent.mkdir(parents=True, exist_ok=True)
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(10)  # a firewall that swallows packets would hold the job up for minutes
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2])
         except (OSError, RuntimeError) as error:
             raise UserError(f"ImageNet weights cannot be downloaded ({error})", mend) from None
+        finally:
+            socket.setdefaulttimeout(patience)
     return path
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import itertools
 import subprocess
 import time
 import traceback
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
     """Prepare, train, test, report; returns the exit status."""
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
-    settings, _ = config.parse(argv, description=__doc__ or "")
+    settings = config.parse(argv, description=__doc__ or "")
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
-    name = next((Path(value).stem for option, value in _pairs(argv) if option == "--config"), "simple_cnn")
+    name = next((Path(value).stem for option, value in config.pairs(argv) if option == "--config"), "simple_cnn")
     path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
@@ -227,12 +226,6 @@ def _describe_plan(trainer: Trainer) -> str:
         f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
         f"{settings.train.batch_size}{went_on}"
     )
-
-
-def _pairs(argv: list[str]) -> list[tuple[str, str]]:
-    """Options and their values, given as ``--key value`` or ``--key=value``."""
-    joined = [(word.partition("=")[0], word.partition("=")[2]) for word in argv if "=" in word]
-    return joined + list(itertools.pairwise(argv))
 
 
 if __name__ == "__main__":
