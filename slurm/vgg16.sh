@@ -19,7 +19,7 @@ set -eu
 
 # Slurm runs a copy of this file from its spool, so that $0 says nothing: the controller knows the original, and shows
 # it with its arguments behind.
-original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n 's/^ *Command=//p;/^ *Command=/q' || true)
+original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n '/^ *Command=/{s///;p;q;}' || true)
 while [ ! -f "$original" ] && [ "$original" != "${original% *}" ]; do original=${original% *}; done
 for repository in "$(dirname "$0")/.." "${original%/*}/.." "${SLURM_SUBMIT_DIR:-.}" "${SLURM_SUBMIT_DIR:-.}/.."; do
     [ -f "$repository/launch/slurm.py" ] && break
