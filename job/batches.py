@@ -1,0 +1,133 @@
+"""A split, a distributed sampler and a device become batches.
+
+The pictures lie once, as uint8, on the device or in mapped host memory; a batch is one gather and one normalisation.
+Global batch k of an epoch holds the same pictures on any number of processes, and each process takes its share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from job import config
+from job.datasets import Split
+from job.runtime import address
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one process computes at once of a global batch."""
+
+    images: Tensor
+    """[b, 3, H, W] float32, normalised, on the device"""
+    labels: Tensor
+    """[b] int64, on the device"""
+    weight: float
+    """makes the sum of losses over this part its share in the mean over the global batch"""
+
+
+class Batches:
+    """One split's pictures on ``device`` (or on the host, where they do not fit), as this rank sees them."""
+
+    def __init__(
+        self, split: Split, settings: config.Data, device: torch.device, *, rank: int, world_size: int, on_device: bool
+    ) -> None:
+        pictures = split.images.permute(0, 2, 3, 1)  # [N, H, W, 3]: a picture is one run of bytes
+        self._pictures = pictures.to(device) if on_device else pictures
+        self._labels = split.labels.to(device) if on_device else split.labels
+        self._indices = split.indices
+        self._device = device
+        self._rank, self._world_size = rank, world_size
+        self._augment = settings.augment
+        # (v / 255 - mean) / std as one multiplication and one addition
+        self._scale = 1 / (255 * torch.tensor(settings.std, device=device).view(1, 3, 1, 1))
+        self._shift = -torch.tensor(settings.mean, device=device).view(1, 3, 1, 1) * 255 * self._scale
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def training(self, *, seed: int, epoch: int, start: int, batch_size: int, parts: int) -> Iterator[list[Part]]:
+        """This rank's parts of each global batch of an epoch, from the ``start``-th image of the epoch on.
+
+        ``batch_size`` images over all ranks, fewer in the last batch; ``parts`` per rank at most.
+        """
+        order = epoch_order(self._indices, seed=seed, epoch=epoch)
+        moves = _Moves(self._augment, len(self._labels), self._pictures.shape[1], seed=seed, epoch=epoch)
+        place = self._pictures.device
+        order, moves = order.to(place), moves.to(place)
+        for begin in range(start, len(order), batch_size):
+            whole = order[begin : begin + batch_size]
+            weight = 1 / len(whole)
+            share = whole.tensor_split(self._world_size)[self._rank]
+            if len(share) == 0:  # fewer images than ranks: this one keeps step with one that does not count
+                share, weight = whole[:1], 0.0
+            yield [
+                Part(self._normalised(moves.gather(self._pictures, rows)), self._to_device(self._labels[rows]), weight)
+                for rows in share.tensor_split(min(parts, len(share)))
+            ]
+
+    def evaluation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(positions in the split [b], images, labels) of every ``world_size``-th picture: no padding, none twice.
+
+        Ranks yield the same number of times; a batch may be empty.
+        """
+        place = self._pictures.device
+        mine = torch.arange(len(self))[self._rank :: self._world_size]
+        rows = self._indices[mine].to(place)
+        longest = -(-len(self) // self._world_size)
+        for begin in range(0, longest, batch_size):
+            part = slice(begin, begin + batch_size)
+            images = self._pictures.index_select(0, rows[part])
+            yield mine[part], self._normalised(images), self._to_device(self._labels[rows[part]])
+
+    def _normalised(self, pictures: Tensor) -> Tensor:
+        images = self._to_device(pictures).permute(0, 3, 1, 2)  # [b, 3, H, W] in channels-last memory
+        return torch.addcmul(self._shift, images, self._scale)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == self._device.type:
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def epoch_order(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
+    """``indices`` [n] in the order of an epoch, the same on all ranks."""
+    generator = torch.Generator().manual_seed(address(seed, "order", epoch))
+    return indices[torch.randperm(len(indices), generator=generator)]
+
+
+class _Moves:
+    """How each picture of the set is mirrored and shifted in one epoch: drawn for all at once, by its row.
+
+    What happens to a picture depends on seed, epoch and row, and not on who computes it or when.
+    """
+
+    def __init__(self, augment: str, count: int, size: int, *, seed: int, epoch: int) -> None:
+        self.flip = self.shift = None
+        generator = torch.Generator().manual_seed(address(seed, "augment", epoch))
+        if augment in ("flip", "flip_crop"):
+            self.flip = torch.rand(count, generator=generator) < 0.5  # [N]
+        if augment == "flip_crop":
+            most = size // 8
+            self.shift = torch.randint(-most, most + 1, (count, 2), generator=generator)  # [N, 2] rows, columns
+
+    def to(self, device: torch.device) -> _Moves:
+        self.flip = None if self.flip is None else self.flip.to(device)
+        self.shift = None if self.shift is None else self.shift.to(device)
+        return self
+
+    def gather(self, pictures: Tensor, rows: Tensor) -> Tensor:
+        """Pictures [b, H, W, 3] at ``rows``, moved; what a shift uncovers is filled by reflection."""
+        if self.flip is None:
+            return pictures.index_select(0, rows)
+        size = pictures.shape[1]
+        line = torch.arange(size, device=pictures.device)
+        columns = torch.where(self.flip[rows, None], size - 1 - line, line)  # [b, W]
+        if self.shift is None:
+            return pictures[rows[:, None, None], line[None, :, None], columns[:, None, :]]
+        shift = self.shift[rows]
+        reflected = [size - 1 - (size - 1 - (x + shift[:, i, None]).abs()).abs() for i, x in enumerate((line, columns))]
+        return pictures[rows[:, None, None], reflected[0][:, :, None], reflected[1][:, None, :]]

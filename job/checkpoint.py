@@ -1,0 +1,331 @@
+"""The whole training state on disk, such that a crash at any instant leaves a usable one.
+
+A checkpoint is a directory ``step-00000313`` of two safetensors files, one JSON file and a manifest with sizes and
+SHA-256. It is written beside, flushed, and renamed into place last; older ones go only after that. Nothing is pickled.
+World size is no part of it: positions count images, and only rank zero reads or writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from job.config import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass
+class State:
+    """All that the next step depends on."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """``<parameter name>/<key>``"""
+    trainer: dict[str, Any]
+    """plain values for JSON: step, position in the epoch in images, running losses, best result, ..."""
+
+
+class NotFiniteError(RuntimeError):
+    """The weights to be saved hold NaN or infinity; they were not saved."""
+
+
+def reached(point: str) -> None:
+    """Called at each instant of a save that could be its last. Does nothing: fault-injection tests replace it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, ``keep`` of them; on ranks other than zero (``directory`` None) none at all."""
+
+    def __init__(self, directory: Path | None, *, keep: int, say: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._say = say
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.save_seconds = 0.0
+        """how long the last write took, from copy to rename"""
+        if directory is not None:
+            directory.mkdir(exist_ok=True)
+            for left_over in directory.glob(".*-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def save(self, state: State, *, wait: bool = False) -> None:
+        """Copy ``state`` to host memory and write it in the background; ``wait`` until it stands, when it is the last.
+
+        A save that is asked for while one is being written is left out, unless it is to be waited for. Raises what the
+        save before this one, or with ``wait`` this one, failed with: OSError, or NotFiniteError.
+        """
+        if self._directory is None:
+            return
+        if self._writer is not None and self._writer.is_alive() and not wait:
+            return
+        self.join()
+        begin = time.monotonic()
+        copy = State(_to_host(state.model), _to_host(state.optimizer), state.trainer)
+        self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
+        self._writer.start()
+        if wait:
+            self.join()
+
+    def join(self) -> None:
+        """Wait for the save that is being written, and raise what it failed with."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def failed(self) -> BaseException | None:
+        """What the last background save failed with, once."""
+        error, self._error = self._error, None
+        return error
+
+    def load(self) -> State | None:
+        """The newest checkpoint that verifies; None where there is none at all.
+
+        Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+        """
+        return newest_whole(self._directory, self._say) if self._directory is not None else None
+
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint in place."""
+        found = _by_step(self._directory) if self._directory is not None else []
+        return found[-1].name if found else None
+
+    def _write(self, state: State, begin: float) -> None:
+        assert self._directory is not None
+        try:
+            if not all(bool(torch.isfinite(t).all()) for t in state.model.values() if t.is_floating_point()):
+                raise NotFiniteError(f"weights are not finite after step {state.trainer['step']}")
+            write(self._directory, state)
+            self.save_seconds = time.monotonic() - begin
+            self._retire()
+        except BaseException as error:
+            self._error = error
+
+    def _retire(self) -> None:
+        assert self._directory is not None
+        for path in _by_step(self._directory)[: -self._keep]:
+            # A rename first: a checkpoint that is half deleted must not look like a damaged one.
+            trash = path.with_name(f".trash-{path.name}")
+            reached("retire")
+            with contextlib.suppress(OSError):
+                path.rename(trash)
+                shutil.rmtree(trash)
+
+
+def newest_whole(directory: Path, say: Callable[[str], None]) -> State | None:
+    """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
+
+    Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+    """
+    found = _by_step(directory) if directory.is_dir() else []
+    for path in reversed(found):
+        try:
+            return read(path)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            say(f"passing over checkpoint {path.name}: {error}")
+    if found:
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {directory} is whole",
+            "restore one from a backup, or move the directory away to start from the beginning",
+        )
+    return None
+
+
+def write(directory: Path, state: State) -> Path:
+    """Write ``state`` so that it appears in ``directory`` whole or not at all. Raises OSError, leaving nothing."""
+    final = directory / f"step-{state.trainer['step']:08d}"
+    temporary = directory / f".tmp-{final.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        files = {}
+        for name, tensors in (("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)):
+            files[name] = _write_safetensors(temporary / name, tensors)
+            reached(name)
+        text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
+        files["trainer.json"] = _write_file(temporary / "trainer.json", [text.encode()])
+        reached("trainer.json")
+        _write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": files}, indent=1).encode()])
+        reached(MANIFEST)
+        flush_directory(temporary)
+        reached("before rename")
+        if final.exists() and not _take_away(final):
+            shutil.rmtree(temporary)
+            return final
+        temporary.rename(final)
+        reached("after rename")
+        flush_directory(directory)
+        return final
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read(path: Path) -> State:
+    """The state in checkpoint ``path``. Raises OSError or ValueError, with the reason, unless all of it verifies."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files = manifest["files"]
+    except FileNotFoundError:
+        raise ValueError("it has no manifest") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("its manifest is damaged") from None
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"it has format {manifest['format']}, this program reads {FORMAT}")
+    for name in ("model.safetensors", "optimizer.safetensors", "trainer.json"):
+        try:
+            size = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(f"{name} is missing") from None
+        if size != files[name]["bytes"]:
+            raise ValueError(f"{name} has {size} bytes, not {files[name]['bytes']}")
+        with open(path / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != files[name]["sha256"]:
+                raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
+    trainer = json.loads((path / "trainer.json").read_text())
+    return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small text file so that readers, and a crash, see the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_file(temporary, [text.encode()])
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_safetensors(temporary, _to_host(tensors))
+        temporary.replace(path)
+        flush_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def flush_directory(path: Path) -> None:
+    """Make renames in ``path`` outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, ``<parameter name>/<key>`` to tensor."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[p]}/{key}": value for p, values in optimizer.state.items() for key, value in values.items()}
+
+
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo ``optimizer_tensors``, onto the parameters' devices."""
+    order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    parameters = dict(model.named_parameters())
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        if tensor.shape == parameter.shape:
+            # In the parameter's own memory layout: fused kernels walk both by address, and do not look at strides.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(order[parameter], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _by_step(directory: Path) -> list[Path]:
+    """Checkpoints in place, oldest first: by step, for clocks lie."""
+    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _take_away(final: Path) -> bool:
+    """Make room for a new checkpoint of the same step, unless the one that stands there is whole."""
+    try:
+        read(final)
+        return False
+    except (OSError, ValueError, KeyError, SafetensorError):
+        final.rename(final.with_name(f".trash-{final.name}"))
+        return True
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.empty_like(t, device="cpu").copy_(t.detach()) for name, t in tensors.items()}
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """One pass that writes and hashes, holding no second copy and, unlike the library's writer, no interpreter lock.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, Any] = {}
+    contents, offset = [], 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        contents.append(memoryview(data))  # type: ignore[arg-type]
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
+    return _write_file(path, [len(text).to_bytes(8, "little"), text, *contents])
+
+
+def _write_file(path: Path, contents: list[bytes | memoryview]) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "xb", buffering=0) as file:
+        for content in contents:
+            view = memoryview(content)
+            while len(view):  # one call writes at most 2 GiB
+                chunk = view[: 1 << 26]
+                written = file.write(chunk)
+                digest.update(chunk[:written])
+                size += written
+                view = view[written:]
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}

@@ -1,0 +1,117 @@
+"""A source of pictures becomes ``Split``s of one memory-mapped array, and the split into train and validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from job import archives, cifar10, config, decoded, pictures, shapes10
+from job.config import UserError
+from job.decoded import Contents, Log, Progress, Stored, silent
+
+
+@dataclass(frozen=True)
+class Split:
+    """The part of a data set that is trained on, validated with, or tested with."""
+
+    images: Tensor
+    """uint8 ``[N, 3, H, W]``, channels last; mapped, and the same tensor for train and validation"""
+    labels: Tensor
+    """int64 ``[N]``"""
+    indices: Tensor
+    """int64 ``[n]``, ascending: the rows of ``images`` and ``labels`` that belong to this split"""
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures in three splits."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    fingerprint: str
+    """hex SHA-256 over class names, pictures and labels"""
+
+
+def prepare(data: config.Data, progress: Progress = silent, log: Log = print) -> None:
+    """Download if allowed and missing, verify, and decode into the cache, so that ``load`` is quick.
+
+    Does nothing if that has been done. Any number of processes may call it at once: one works, the others wait.
+    Raises ``UserError`` for missing or damaged data and for a cache that cannot be written.
+    """
+    for note in _stored(data, progress, log).notes:
+        log(note)
+
+
+def load(data: config.Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
+    """``prepare``, then map the decoded arrays; ``seed`` decides which training pictures are held out.
+
+    The split depends on nothing but ``data.validation``, ``seed`` and the number of pictures.
+    """
+    stored = _stored(data, progress, log)
+    for note in stored.notes:
+        log(note)
+    images, labels = _tensors(stored, "train")
+    train, validation = hold_out(len(labels), data.validation, seed)
+    test_images, test_labels = _tensors(stored, "test")
+    return Dataset(
+        name=data.source,
+        classes=stored.classes,
+        train=Split(images, labels, train),
+        validation=Split(images, labels, validation),
+        test=Split(test_images, test_labels, torch.arange(len(test_labels))),
+        fingerprint=stored.fingerprint,
+    )
+
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Ascending row numbers, int64, of the training and of the held-out pictures out of ``count``.
+
+    Both have at least one picture, unless ``share`` is 0.
+    """
+    if share == 0:
+        return torch.arange(count), torch.arange(0)
+    if count < 2:
+        raise UserError(f"data.validation={share}", f"cannot be held out of {count} picture; use 0")
+    held_out = min(max(round(count * share), 1), count - 1)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def _tensors(stored: Stored, part: str) -> tuple[Tensor, Tensor]:
+    images = torch.from_numpy(stored.map(f"{part}_images"))  # [N, H, W, 3]
+    return images.permute(0, 3, 1, 2), torch.from_numpy(stored.map(f"{part}_labels"))
+
+
+def _stored(data: config.Data, progress: Progress, log: Log) -> Stored:
+    """The decoded data set that ``data`` asks for, made if need be."""
+    root = Path(data.root).expanduser()
+    build: Callable[[Path], Contents]
+    match data.source:
+        case "shapes10":
+            places = decoded.places(None, data.cache)
+            name = f"shapes10-{shapes10.VERSION}"
+            build = partial(shapes10.decode, progress=progress)
+        case "cifar10":
+            places = decoded.places(root, data.cache)
+            name = f"cifar10-{cifar10.PUBLISHED.sha256[:16]}"
+            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+        case "folder":
+            if not root.exists():
+                raise UserError(f"data.root={data.root}", f"does not exist; {pictures.LAYOUT}")
+            places = decoded.places(root.absolute().parent, data.cache)
+            is_folder = archives.kind(root) == "folder"
+            content = archives.listing_digest(root) if is_folder else decoded.digest(root, places, progress, log)
+            name = f"{root.name}-{content[:16]}-{data.image_size}" + ("-skip" if data.skip_unreadable else "")
+            build = partial(pictures.decode, root, data.image_size, data.skip_unreadable, progress=progress)
+    return decoded.obtain(places, name, build, log)

@@ -1,0 +1,119 @@
+"""Evaluate the weights of a finished or running run once more.
+
+Ways to run it:
+  python job/evaluate.py --run RUN [--split test|validation|train] [--key.sub value ...]
+  accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/evaluate.py --run RUN [...]
+The run's own configuration is used; settings given here win over it. The result is written beside it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from job import config, runtime
+from job.config import Config, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SPLITS = ("test", "validation", "train")
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate one split and show it; returns the exit status."""
+    options, rest = config.take_options(argv, "run", "split")
+    settings, run = of_run(options["run"], rest, __doc__ or "")
+    split = options["split"] or "test"
+    if split not in SPLITS:
+        raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
+    place = runtime.start(settings.runtime, deterministic=settings.train.deterministic)
+
+    from job import datasets, evaluation
+    from job.batches import Batches
+    from job.console import Console, class_table, confusions
+
+    console = Console(quiet=not place.is_rank_zero)
+    place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
+    dataset = datasets.load(settings.data, settings.train.seed)
+    part = getattr(dataset, split)
+    if len(part) == 0:
+        raise UserError(f"the {split} split has no images", "choose another --split")
+    # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
+    found = place.guarded(lambda: restore(run, settings, dataset.classes), on=place.is_rank_zero)
+    source = place.from_rank_zero(found[1] if found else "")
+    model = found[0] if found else build(settings, dataset.classes)
+    model.load_state_dict(place.broadcast(model.to(place.device).state_dict()))
+    batches = Batches(part, settings.data, place.device, rank=place.rank, world_size=place.world_size, on_device=False)
+    predictions = evaluation.predict(model, batches, part.labels[part.indices], place)
+    assert predictions is not None
+    result = evaluation.report(
+        predictions, dataset.classes, split=split, world_size=place.world_size, checkpoint=source
+    )
+    console.show(class_table(result))
+    console.say(confusions(result))
+    place.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=place.is_rank_zero)
+    console.say(f"wrote {run / f'evaluation-{split}.json'}")
+    place.close()
+    return 0
+
+
+def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, Path]:
+    """The settings of the run directory ``run``, those in ``argv`` winning over them, and its path.
+
+    Raises UserError when there is no run there.
+    """
+    if run is None and "--help" not in argv and "-h" not in argv:
+        raise UserError("--run is missing", "name a run directory, such as --run runs/simple_cnn-20260101-120000")
+    file = Path(run or "") / "config.yaml"
+    if run is not None and not file.is_file():
+        raise UserError(f"--run {run} is no run directory", f"there is no {file}")
+    settings = config.parse([f"--config={file}", *argv] if run else argv, description=description)
+    return settings, Path(run or "")
+
+
+def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.Module, str]:
+    """The run's network with its final weights, or with those of its newest whole checkpoint, and where they lay.
+
+    Raises UserError when there are no weights yet, or when they are of other classes.
+    """
+    from job import checkpoint, models
+
+    path = run / "model.safetensors"
+    if path.is_file():
+        state, source = models.read_state_dict(path), path.name
+    else:
+        saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
+        if saved is None:
+            raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
+        state, source = saved.model, f"step-{saved.trainer['step']:08d}"
+    model = build(settings, classes)
+    models.load_state_dict(model, state, name=f"weights of {run}")
+    return model, source
+
+
+def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
+    """The run's network with weights yet to be loaded."""
+    from job import models
+
+    size = settings.data.image_size
+    return models.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    from job.checkpoint import write_whole
+
+    try:
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})", "evaluate a copy of the run") from None
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,100 @@
+"""A signal, a STOP file or a time limit becomes one decision that all ranks take at the same step.
+
+Handlers only set a flag, and stand before torch is imported: Slurm may signal a job in its first seconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+AGREE_EVERY = 0.5
+"""seconds between agreements of the ranks; each costs one small all-reduce"""
+LOOK_EVERY = 1.0
+"""seconds between looks for the STOP file"""
+
+
+class Preemption:
+    """Whether to stop, and why. Made before torch is imported; ``attach`` tells it the rest."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        """a signal's name, "STOP file" or "time limit", once this process or the ranks together know of one"""
+        self._began = time.monotonic()
+        self._max_seconds = math.inf
+        self._allocation_end = math.inf
+        self._reserve = 30.0
+        self._stop_file: Path | None = None
+        self._looked_at = 0.0
+        self._maximum: Callable[[list[int]], list[int]] | None = None
+        self._ticks = self._ticks_left = 1
+        self._agreed_at = self._began
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def attach(
+        self,
+        *,
+        stop_file: Path | None,
+        max_minutes: float | None,
+        end_time: float | None,
+        maximum: Callable[[list[int]], list[int]] | None,
+    ) -> None:
+        """Tell what else ends the run.
+
+        ``stop_file`` is given to rank zero alone. ``end_time`` of the allocation is in seconds since 1970.
+        ``maximum`` takes the element-wise maximum over ranks of a short list of integers; None with one process.
+        """
+        self._stop_file = stop_file
+        self._max_seconds = math.inf if max_minutes is None else 60 * max_minutes
+        # Once, on the clock that nobody sets: the other one may be corrected while the job runs.
+        self._allocation_end = math.inf if end_time is None else time.monotonic() + end_time - time.time()
+        self._maximum = maximum
+        self._agreed_at = time.monotonic()
+
+    def save_took(self, seconds: float) -> None:
+        """A save takes this long: stop early enough before the allocation ends to do one, and as much again."""
+        self._reserve = max(self._reserve, 2 * seconds + 10)
+
+    def tick(self) -> bool:
+        """Call once after each step or evaluation batch, on all ranks alike: True on all of them at once or on none."""
+        if self._maximum is None:
+            self._look()
+            return self.reason is not None
+        self._ticks_left -= 1
+        if self._ticks_left:
+            return False
+        self._look()
+        now = time.monotonic()
+        ticks_a_second = self._ticks / max(now - self._agreed_at, 1e-6)
+        self._agreed_at = now
+        # The largest wish wins, so that all ranks count to the same number.
+        wish = max(1, min(int(AGREE_EVERY * ticks_a_second), 2 * self._ticks, 10_000))
+        stop, self._ticks = self._maximum([_REASONS.index(self.reason) if self.reason else 0, wish])
+        self._ticks_left = self._ticks
+        self.reason = _REASONS[stop] if stop else None
+        return bool(stop)
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            os._exit(128 + number)  # the second Ctrl-C: at once
+        self.reason = signal.Signals(number).name
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if self.reason or now - self._looked_at < LOOK_EVERY:
+            return
+        self._looked_at = now
+        if now - self._began >= self._max_seconds or now >= self._allocation_end - self._reserve:
+            self.reason = "time limit"
+        elif self._stop_file is not None and self._stop_file.exists():
+            self.reason = "STOP file"
+
+
+_REASONS = ("", "STOP file", "time limit", *(s.name for s in SIGNALS))

@@ -1,0 +1,213 @@
+"""The run directory: whose it is, what runs in it, and what stands in its small files. Used by rank zero alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from job import config
+from job.checkpoint import write_whole
+from job.config import Config, UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+MAY_CHANGE = (
+    "run",
+    "checkpoint",
+    "train.epochs",
+    "train.gradient_accumulation",
+    "runtime.device",
+    "runtime.threads",
+    "runtime.timeout",
+    "runtime.data_on",
+    "runtime.compile",
+    "data.root",
+    "data.cache",
+    "data.download",
+)
+"""settings that a run may be continued with another value of"""
+
+
+class RunDirectory:
+    """An opened run directory, locked for the life of this process.
+
+    Raises UserError when it cannot be written, when another job lives in it, or when it holds a run of another
+    configuration.
+    """
+
+    def __init__(self, path: Path, settings: Config) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path / "run.lock")
+            write_whole(path / ".probe", "")
+            (path / ".probe").unlink()
+        except OSError as error:
+            raise UserError(
+                f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir"
+            ) from None
+        before = _read_json(path / "status.json")
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "step": before.get("step", 0),
+            "signal": None,
+            "error": None,
+            "attempt": before.get("attempt", 0) + 1,
+        }
+        self.attempt: int = self._status["attempt"]
+        """1 for the first start in this directory"""
+        self._compare(settings)
+        self._metrics = -1
+        self._size = 0
+        self._unwritten = b""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of ``evaluation.json``; empty while the run is not finished."""
+        return _read_json(self.path / "evaluation.json")
+
+    def status(self, **changes: Any) -> None:
+        """Bring ``status.json`` up to date. A full disk is no reason to stop training."""
+        self._status |= changes
+        with contextlib.suppress(OSError):
+            write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+
+    def begin(self, settings: Config, environment: dict[str, Any]) -> None:
+        """Record what runs here."""
+        write_whole(self.path / "config.yaml", config.to_yaml(settings))
+        past = _read_json(self.path / "environment.json").get("attempts", [])
+        content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
+        for left_over in (self.path / "STOP", *self.path.glob("failure-*.txt")):
+            left_over.unlink(missing_ok=True)
+        self.status()
+
+    def metrics_from(self, size: int) -> None:
+        """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
+        self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+        if os.fstat(self._metrics).st_size < size:
+            raise UserError(f"{self.path / 'metrics.jsonl'} has lost lines that the checkpoint knew", "restore it")
+        os.ftruncate(self._metrics, size)
+        self._size = size
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
+        self._unwritten += (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            self._write_metrics()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+
+    def metrics_size(self) -> int:
+        """Bytes of ``metrics.jsonl``, all of which are on the disk now. Raises OSError when they cannot be."""
+        self._write_metrics()
+        os.fsync(self._metrics)
+        return self._size
+
+    def _write_metrics(self) -> None:
+        written = 0
+        try:
+            while written < len(self._unwritten):
+                written += os.pwrite(self._metrics, self._unwritten[written:], self._size + written)
+        except OSError:
+            os.ftruncate(self._metrics, self._size)  # no half lines
+            raise
+        self._size += written
+        self._unwritten = b""
+
+    def stopped(self, reason: str) -> None:
+        """Record that the run was stopped for ``reason``, its state saved."""
+        self.status(state="preempted", signal=reason)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "STOP").unlink()
+
+    def newest_checkpoint(self) -> str | None:
+        """Name of the newest checkpoint in place, verified or not."""
+        names = sorted(path.name for path in (self.path / "checkpoints").glob("step-*"))
+        return names[-1] if names else None
+
+    def first_failure(self) -> str | None:
+        """What the rank that failed first has left, if it could."""
+        found = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
+        return found[0].read_text().splitlines()[0] if found else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write ``evaluation.json``, which makes the run a finished one."""
+        write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        self.status(state="finished")
+
+    def reopen(self) -> None:
+        """A finished run is to go on, with more epochs."""
+        (self.path / "evaluation.json").unlink()
+
+    def _compare(self, settings: Config) -> None:
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return
+        saved = config.from_dict(config.load_yaml(file.read_text(), str(file)), str(file))
+        changed = config.differences(saved, settings, MAY_CHANGE)
+        if changed:
+            raise UserError(
+                f"run directory {self.path} holds a run of another configuration ({'; '.join(changed)})",
+                "give its settings to continue it, or another --run.dir",
+            )
+
+
+def choose(path: str | None, name: str, *, same_job: bool) -> Path:
+    """The run directory to use: the given one, or ``runs/<name>``, with a number after it if that is taken.
+
+    ``same_job``: the name belongs to this job alone, and it has come back.
+    """
+    if path is not None:
+        return Path(path).expanduser().resolve()
+    first = config.REPOSITORY / "runs" / name
+    if same_job:
+        return first
+    for number in range(1, 1000):
+        candidate = first if number == 1 else first.with_name(f"{name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(
+                f"run directory {candidate} cannot be made ({error.strerror})", "name another one with --run.dir"
+            ) from None
+    raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
+
+
+def leave_failure(path: Path, rank: int, message: str) -> None:
+    """Let rank zero know why this rank ends, if this machine sees the run directory."""
+    with contextlib.suppress(OSError):
+        (path / f"failure-{rank}.txt").write_text(message + "\n")
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold ``path`` locked until this process ends, however it ends."""
+    file = open(path, "a+")  # noqa: SIM115 (open as long as the process)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise UserError(f"{owner} runs in {path.parent}", "wait for it, stop it, or give another --run.dir") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

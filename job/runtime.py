@@ -1,0 +1,359 @@
+"""Who am I, and with whom: the process group, the device, threads, seeds, and how a process ends.
+
+The only module that constructs an ``Accelerator`` or reads rank, world size or launch environment.
+torch is imported inside functions: entry points need this module before they can afford torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import datetime
+import hashlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from job import config
+from job.config import BAD_INPUT, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+FAILED = 1
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process's place in the job. ``world_size`` 1 is the same code, with collectives that do nothing."""
+
+    accelerator: Accelerator
+    device: torch.device
+    rank: int
+    world_size: int
+    local_rank: int
+    set_up_group: Any
+    """a gloo group without a practical time limit: one process may decode or download for an hour"""
+    control_group: Any
+    """a gloo group for small messages between hosts that must not wait for a device"""
+
+    @property
+    def is_rank_zero(self) -> bool:
+        return self.rank == 0
+
+    def guarded(self, work: Callable[[], T], *, on: bool = True) -> T | None:
+        """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank."""
+        result: T | None = None
+        problem: UserError | str | None = None
+        if on:
+            try:
+                result = work()
+            except UserError as error:
+                problem = error
+            except Exception:
+                problem = traceback.format_exc()
+        problems = self.gathered(problem)
+        for rank, found in enumerate(problems):
+            if isinstance(found, UserError):
+                raise found
+            if found is not None:
+                raise RuntimeError(f"rank {rank} failed:\n{found}")
+        return result
+
+    def gathered(self, value: T) -> list[T]:
+        """``value`` of every rank, in rank order."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.set_up_group)
+        return values
+
+    def from_rank_zero(self, value: T) -> T:
+        """Rank zero's ``value``, everywhere."""
+        return self.gathered(value)[0]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place and returned. Every rank must call it."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rank zero's ``tensors``, everywhere, so that one process reads a file for all. Every rank must call it."""
+        if self.world_size == 1:
+            return tensors
+        import torch
+        import torch.distributed as dist
+
+        shapes = self.from_rank_zero({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        result = {}
+        for name, (shape, dtype) in shapes.items():
+            tensor = tensors[name].to(self.device) if self.is_rank_zero else None
+            result[name] = torch.empty(shape, dtype=dtype, device=self.device) if tensor is None else tensor
+            dist.broadcast(result[name], src=0)
+        return result
+
+    def maximum(self, values: list[int]) -> list[int]:
+        """Element-wise maximum over ranks. Every rank must call it."""
+        if self.world_size == 1:
+            return values
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control_group)
+        return tensor.tolist()
+
+    def close(self) -> None:
+        """Leave the group after success. After a failure nobody waits for anybody: just exit."""
+        if self.world_size > 1:
+            # In this order: a gloo group that dies before its models aborts the process one time in ten.
+            self.accelerator.free_memory()
+            self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+
+def address(*parts: object) -> int:
+    """A 63-bit seed that depends on all ``parts`` and on nothing else: random numbers are addressed, not streamed."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def launch_rank() -> int:
+    """Rank by the launcher's word, before any group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def run_name(config_name: str) -> str:
+    """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job_id = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    if job_id:
+        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job_id}".replace("/", "-")
+    return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def under_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
+
+
+def end_time() -> float | None:
+    """When the allocation ends, in seconds since 1970, if anybody says."""
+    with contextlib.suppress(KeyError, ValueError):
+        return float(os.environ.get("RANKZERO_END_TIME") or os.environ["SLURM_JOB_END_TIME"])
+    return None
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
+    if _launched() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 1) -> Runtime:
+    """Form the process group that was asked for, on the device that was asked for.
+
+    Raises UserError when fewer processes came than were asked for, or when the device is not there.
+    """
+    asked, wants_cpu = _asked_of_launcher()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked is not None and asked != world_size:
+        raise UserError(
+            f"{asked} processes were asked for and {world_size} started",
+            "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
+            f"with --num_processes {asked}",
+        )
+    threads = _threads(settings)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+
+    import torch
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    cpu = _on_cpu(settings.device, wants_cpu, torch.cuda.device_count())
+    torch.set_num_threads(threads)
+    # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
+    if cpu:
+        _keep_freed_memory()
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+        dynamo_plugin=None,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=accumulation == 1),
+        ],
+    )
+    set_up_group = control_group = None
+    if accelerator.num_processes > 1:
+        import torch.distributed as dist
+
+        set_up_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
+        control_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=settings.timeout))
+    return Runtime(
+        accelerator=accelerator,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        local_rank=accelerator.local_process_index,
+        set_up_group=set_up_group,
+        control_group=control_group,
+    )
+
+
+def entry(main: Callable[[list[str]], int]) -> None:
+    """Run a command's ``main`` and exit: one line for what the user can mend, a traceback for what we must."""
+    try:
+        status = main(sys.argv[1:])
+    except UserError as error:
+        if launch_rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        status = BAD_INPUT
+    except KeyboardInterrupt:
+        status = 128 + signal.SIGINT
+    except BrokenPipeError:  # `... | head` is no failure
+        status = 0
+    except Exception:
+        traceback.print_exc()
+        status = FAILED
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank in trouble must not wait in destructors for ranks that wait for it.
+    if status != 0:
+        os._exit(status)
+    sys.exit(status)
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone or hangs."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "connection", "timed out", "nccl"))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the allocator of the host, had no more."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its backtrace."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """Versions, device, host and threads of this process, for ``environment.json``. No environment variables."""
+    import accelerate
+    import torch
+
+    cuda = runtime.device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name(runtime.device) if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    }
+
+
+def _launched() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _asked_of_launcher() -> tuple[int | None, bool]:
+    """How many processes, and whether the CPU, were asked for: (None, False) when nobody says.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process without a word (huggingface/accelerate#2741), and
+    tells it nothing. So the launcher's own command line, one process up, is read.
+    """
+    if "RANKZERO_WORLD_SIZE" in os.environ:
+        return int(os.environ["RANKZERO_WORLD_SIZE"]), False
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not _launched():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"]), False
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return None, False
+    if "launch" not in words or not any("accelerate" in word for word in words[: words.index("launch")]):
+        return None, False
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
+    parser.add_argument("--config_file", "--config-file")
+    parser.add_argument("--cpu", "--use_cpu", "--use-cpu", action="store_true")
+    with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
+        options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
+        file = {}
+        if options.config_file:
+            file = config.load_yaml(Path(options.config_file).read_text(), options.config_file)
+        return options.num_processes or file.get("num_processes"), options.cpu or bool(file.get("use_cpu"))
+    return None, False
+
+
+def _on_cpu(device: str, wants_cpu: bool, gpus: int) -> bool:
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if device == "cpu" or (device == "auto" and (told_cpu or wants_cpu)):
+        return True
+    # accelerate starts several processes on one machine only when told `--multi_gpu`, and then tells them so little.
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
+    needed = local_world_size if device == "cuda" or by_accelerate or gpus else 0
+    if gpus < needed:
+        raise UserError(
+            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
+            "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
+            "or --runtime.device cpu",
+        )
+    return gpus == 0
+
+
+def _threads(settings: config.Runtime) -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if settings.threads is not None:
+        return settings.threads
+    # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
+    if given.isdigit() and int(given) > 0 and (int(given) > 1 or not _launched()):
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse large buffers: returning activations to the kernel each step costs a fifth of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "CPU"

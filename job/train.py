@@ -1,0 +1,232 @@
+"""Train a network and report its accuracy per class.
+
+Ways to run it:
+  python job/train.py [--config FILE] [--key.sub value ...]
+  accelerate launch job/train.py [...]
+  accelerate launch --config_file launch/multi_gpu.yaml job/train.py [...]
+  accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/train.py [...]
+  sbatch slurm/simple_cnn.sh [...]
+Run it again with the same run directory, on any number of processes, and it continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import subprocess
+import time
+import traceback
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from job import config, run_directory, runtime
+from job.config import PREEMPTED, Config
+from job.preemption import Preemption
+from job.runtime import Runtime
+
+if TYPE_CHECKING:
+    from job.console import Console
+    from job.datasets import Dataset
+    from job.evaluation import Predictions
+    from job.run_directory import RunDirectory
+    from job.trainer import Trainer
+
+
+def main(argv: list[str]) -> int:
+    """Prepare, train, test, report; returns the exit status."""
+    preemption = Preemption()  # before torch is imported: a signal may come in the first second
+    runtime.die_with_launcher()
+    settings = config.parse(argv, description=__doc__ or "")
+    place = runtime.start(
+        settings.runtime,
+        deterministic=settings.train.deterministic,
+        accumulation=settings.train.gradient_accumulation,
+    )
+    settings.check_world_size(place.world_size)
+    from job.console import Console
+
+    console = Console(quiet=not place.is_rank_zero)
+    directory = place.guarded(lambda: _open(settings, argv), on=place.is_rank_zero)
+    path, finished = place.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
+    if finished and finished["epochs"] == settings.train.epochs:
+        _show(finished, console, directory)
+        place.close()
+        return 0
+    try:
+        _train(settings, place, preemption, console, directory)
+    except Exception as error:
+        return _failed(error, settings, place, console, directory, path)
+    place.close()
+    return 0
+
+
+def _open(settings: Config, argv: list[str]) -> RunDirectory:
+    name = next((Path(value).stem for option, value in config.pairs(argv) if option == "--config"), "simple_cnn")
+    path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
+    return run_directory.RunDirectory(path, settings)
+
+
+def _train(
+    settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
+) -> None:
+    from job import datasets
+    from job.trainer import Trainer
+
+    environments = place.gathered(runtime.describe(place))
+    if directory is not None:
+        if directory.result:
+            directory.reopen()
+        directory.begin(settings, _environment(environments))
+        console.log_to(directory.path / "log.txt")
+        console.say(f"run directory {directory.path}, attempt {directory.attempt}")
+    console.say(_describe_machines(environments))
+    # One process a node decodes what is not in the cache yet; then all of them map the same pages.
+    place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
+    dataset = place.guarded(lambda: datasets.load(settings.data, settings.train.seed))
+    assert dataset is not None
+    console.say(_describe_data(dataset))
+    trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
+    preemption.attach(
+        stop_file=directory.path / "STOP" if directory else None,
+        max_minutes=settings.run.max_minutes,
+        end_time=runtime.end_time(),
+        maximum=place.maximum if place.world_size > 1 else None,
+    )
+    console.say(_describe_plan(trainer))
+    predictions = trainer.run()
+    if directory is not None:
+        _show(_finish(trainer, directory, predictions), console, directory)
+
+
+def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
+    """Write the final weights, the predictions and, last, the result that makes this a finished run."""
+    from job import checkpoint, evaluation
+
+    checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
+    checkpoint.save_weights(
+        directory.path / "predictions.safetensors",
+        {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
+    )
+    result = evaluation.report(
+        predictions,
+        trainer.dataset.classes,
+        split="test",
+        world_size=trainer.runtime.world_size,
+        checkpoint=trainer.checkpoints.newest(),
+        epochs=trainer.settings.train.epochs,
+        best_validation=trainer.progress.best,
+    )
+    directory.finish(result)
+    return result
+
+
+def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
+    from job.console import class_table, confusions
+
+    if directory is not None:
+        console.show(class_table(result))
+        console.say(confusions(result))
+        for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
+            if (directory.path / name).exists():
+                console.say(f"wrote {directory.path / name}")
+
+
+def _failed(
+    error: Exception,
+    settings: Config,
+    place: Runtime,
+    console: Console,
+    directory: RunDirectory | None,
+    path: Path,
+) -> int:
+    """Say once what happened, leave it in ``status.json``, and give the exit status."""
+    from job.trainer import StoppedEarlyError, TrainingFailedError
+
+    if isinstance(error, config.UserError):
+        if directory is not None:
+            directory.status(state="failed", error=str(error))
+        raise error
+    if isinstance(error, StoppedEarlyError):
+        if directory is not None:
+            directory.stopped(str(error))
+        console.say(f"stopped by {error}, and saved: run the same command again to continue")
+        place.close()
+        return PREEMPTED
+    if isinstance(error, TrainingFailedError):
+        message = str(error)
+    elif runtime.out_of_memory(error):
+        message = (
+            f"out of memory on rank {place.rank} with train.batch_size={settings.train.batch_size} on "
+            f"{place.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
+        )
+        run_directory.leave_failure(path, place.rank, message)
+    elif runtime.lost_contact(error):
+        # Whoever failed first says more; give it a moment to say so.
+        time.sleep(1.0 if place.is_rank_zero else 0.0)
+        message = f"lost contact with another process: it was killed, crashed or hangs ({runtime.first_line(error)})"
+        if directory is not None:
+            message = directory.first_failure() or message
+    else:
+        message = f"rank {place.rank} failed: {type(error).__name__}: {runtime.first_line(error)}"
+        traceback.print_exc()
+        run_directory.leave_failure(path, place.rank, message)
+    if directory is not None:
+        directory.status(state="failed", error=message)
+        console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
+    if place.is_rank_zero:
+        print(f"error: {message}", file=sys.stderr)
+    return runtime.FAILED
+
+
+def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``environment.json`` says of this start."""
+    git = ["git", "-C", str(config.REPOSITORY), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "command": sys.argv,
+        "git_commit": commit,
+        "world_size": len(processes),
+        "hosts": sorted({process["host"] for process in processes}),
+        "devices": [process["device"] for process in processes],
+        **{key: value for key, value in processes[0].items() if key not in ("host", "device")},
+    }
+
+
+def _describe_machines(processes: list[dict[str, Any]]) -> str:
+    devices = Counter(process["device"] for process in processes)
+    hosts = len({process["host"] for process in processes})
+    first = processes[0]
+    return (
+        f"{len(processes)} process{'es' if len(processes) > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}: "
+        + ", ".join(f"{count} x {name}" for name, count in devices.items())
+        + f", {first['threads']} threads each; torch {first['torch']}, accelerate {first['accelerate']}"
+    )
+
+
+def _describe_data(dataset: Dataset) -> str:
+    counts = [f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test")]
+    shape = "x".join(map(str, dataset.train.images.shape[1:]))
+    return f"{dataset.name}: {', '.join(counts)} images of shape {shape}, {len(dataset.classes)} classes"
+
+
+def _describe_plan(trainer: Trainer) -> str:
+    from job.models import count_parameters
+
+    settings, progress = trainer.settings, trainer.progress
+    went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
+    return (
+        f"{settings.model.name}: {count_parameters(trainer.plain_model):,} parameters, {settings.runtime.precision}; "
+        f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
+        f"{settings.train.batch_size}{went_on}"
+    )
+
+
+if __name__ == "__main__":
+    runtime.entry(main)

@@ -1,0 +1,386 @@
+"""The loop."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from job import checkpoint, config, evaluation, models
+from job.batches import Batches, Part
+from job.checkpoint import Checkpoints, NotFiniteError, State
+from job.config import Config, UserError
+from job.console import Console
+from job.datasets import Dataset
+from job.preemption import Preemption
+from job.run_directory import DISK_FULL, RunDirectory
+from job.runtime import Runtime, address
+
+
+class StoppedEarlyError(Exception):
+    """All ranks agreed to stop, and the state is saved. The message is the reason."""
+
+
+class TrainingFailedError(Exception):
+    """The run cannot go on. The message says why, and what is saved."""
+
+
+@dataclass
+class Progress:
+    """Where the run stands: with the tensors, all that the next step depends on."""
+
+    step: int = 0
+    """optimizer steps taken"""
+    epoch: int = 1
+    """the epoch that is trained or validated, from 1"""
+    images: int = 0
+    """images of this epoch that were trained on; position, whatever the number of processes"""
+    losses: list[float] = field(default_factory=list)
+    """mean loss of each step since the last training line"""
+    counts: list[int] = field(default_factory=list)
+    """images of each of these steps"""
+    epoch_loss: float = 0.0
+    """sum of losses over the images of this epoch that stand in training lines"""
+    skipped: int = 0
+    """steps that fp16's loss scaling left out"""
+    best: dict[str, Any] | None = None
+    """the validation record with the highest accuracy so far"""
+
+
+class Trainer:
+    """One run on this rank. ``directory`` is given on rank zero alone, which alone reads and writes there."""
+
+    def __init__(
+        self,
+        settings: Config,
+        dataset: Dataset,
+        *,
+        runtime: Runtime,
+        preemption: Preemption,
+        console: Console,
+        directory: RunDirectory | None,
+    ) -> None:
+        self.settings, self.dataset, self.runtime = settings, dataset, runtime
+        self.preemption, self.console, self.directory = preemption, console, directory
+        self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
+        self.checkpoints = Checkpoints(
+            directory.path / "checkpoints" if directory else None, keep=settings.checkpoint.keep, say=console.warn
+        )
+        saved = runtime.guarded(self._load, on=runtime.is_rank_zero)
+        state = runtime.from_rank_zero(saved.trainer if saved else None)
+        self.plain_model = self._build(saved, pretrained=state is None)
+        self.optimizer = runtime.accelerator.prepare_optimizer(make_optimizer(settings.optimizer, self.plain_model))
+        # The wrapper copies rank zero's weights to all ranks: one process reads them, wherever they come from.
+        self.model = runtime.accelerator.prepare_model(self.plain_model)
+        self.batches = {
+            name: Batches(
+                getattr(dataset, name),
+                settings.data,
+                runtime.device,
+                rank=runtime.rank,
+                world_size=runtime.world_size,
+                on_device=data_on_device(settings, dataset, runtime.device),
+            )
+            for name in ("train", "validation", "test")
+        }
+        self.progress = Progress()
+        if state is not None:
+            self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
+            tensors = runtime.broadcast(saved.optimizer if saved else {})
+            checkpoint.restore_optimizer(self.plain_model, self.optimizer.optimizer, tensors)
+            if runtime.accelerator.scaler is not None:
+                runtime.accelerator.scaler.load_state_dict(state["scaler"])
+        if directory is not None:
+            directory.metrics_from(state["metrics_bytes"] if state else 0)
+        self._recent: list[Tensor] = []
+        self._saved_at = (self.progress.step, self.progress.images) if state else None
+        self._last_save = self._last_line = time.monotonic()
+
+    def run(self) -> evaluation.Predictions:
+        """Train what is left to train, then test. Raises StoppedEarlyError or TrainingFailedError."""
+        while self.progress.epoch <= self.settings.train.epochs:
+            self._train_epoch()
+            self._validate()
+        return self._test()
+
+    def _train_epoch(self) -> None:
+        settings, progress = self.settings.train, self.progress
+        images = len(self.dataset.train)
+        self._last_line = time.monotonic()
+        self.model.train()
+        with self.console.bar(f"epoch {progress.epoch}/{settings.epochs}", images, "images", progress.images) as move:
+            for parts in self.batches["train"].training(
+                seed=settings.seed,
+                epoch=progress.epoch,
+                start=progress.images,
+                batch_size=settings.batch_size,
+                parts=settings.gradient_accumulation,
+            ):
+                self._recent.append(self._step(parts))
+                count = min(settings.batch_size, images - progress.images)
+                progress.step += 1
+                progress.images += count
+                progress.counts.append(count)
+                move(count, "")
+                end = progress.images == images
+                due = self._due(end)
+                if end or progress.step % self.settings.run.log_every == 0:
+                    loss, late = self._write_line()
+                    move(0, f"loss {loss:.4f}")
+                    due = due or late
+                if due:
+                    self._save()
+                if self.preemption.tick():
+                    self._stop()
+
+    def _step(self, parts: list[Part]) -> Tensor:
+        """One optimizer step; returns this rank's share of the mean loss over the global batch, on the device."""
+        accelerator, settings, step = self.runtime.accelerator, self.settings.train, self.progress.step
+        torch.manual_seed(address(settings.seed, "step", step, self.runtime.rank))  # for dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, step, self.steps_per_epoch)
+        total = torch.zeros((), device=self.runtime.device)
+        for i, part in enumerate(parts):
+            synced = contextlib.nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model)
+            with synced:
+                logits = self.model(part.images)
+                loss = part.weight * F.cross_entropy(
+                    logits, part.labels, reduction="sum", label_smoothing=settings.label_smoothing
+                )
+                # Gradients are averaged over ranks; the mean over the global batch is the sum of the ranks' shares.
+                accelerator.backward(loss * self.runtime.world_size)
+            total += loss.detach()
+        if settings.clip_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+    def _settle(self) -> bool:
+        """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
+
+        The one place where training waits for the device. Raises TrainingFailedError for a loss that is not finite.
+        """
+        every = self.settings.checkpoint.every_seconds
+        overdue = every is not None and time.monotonic() - self._last_save >= every and self.runtime.is_rank_zero
+        message = torch.stack([*self._recent, torch.tensor(float(overdue), device=self.runtime.device)])
+        *losses, late = self.runtime.sum(message).tolist()
+        progress = self.progress
+        first = progress.step - len(losses) + 1
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
+            raise TrainingFailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
+        progress.skipped += len(bad)
+        for i in reversed(bad):
+            del losses[i], progress.counts[i - len(self._recent)]
+        progress.losses += losses
+        self._recent.clear()
+        return bool(late)
+
+    def _write_line(self) -> tuple[float, bool]:
+        """Write the training line for the steps since the last one: (its mean loss, whether a save is overdue)."""
+        late = self._settle()
+        progress, now = self.progress, time.monotonic()
+        images = sum(progress.counts)
+        total = math.fsum(loss * count for loss, count in zip(progress.losses, progress.counts, strict=True))
+        record: dict[str, Any] = {
+            "split": "train",
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "loss": total / images if images else None,
+            "learning_rate": learning_rate(self.settings, progress.step - 1, self.steps_per_epoch),
+            "images_per_second": round(images / (now - self._last_line), 1),
+        }
+        if progress.skipped:
+            record["skipped_steps"] = progress.skipped
+        progress.epoch_loss += total
+        progress.losses, progress.counts = [], []
+        self._last_line = now
+        if self.directory is not None:
+            self.directory.metric(record)
+            self.directory.status(step=progress.step)
+            self._look_after_saves()
+        return total / max(images, 1), late
+
+    def _validate(self) -> None:
+        """Validate the epoch that was just trained, and go on to the next one."""
+        progress, began = self.progress, time.monotonic()
+        record: dict[str, Any] = {"split": "validation", "epoch": progress.epoch, "step": progress.step}
+        record["train_loss"] = progress.epoch_loss / len(self.dataset.train)
+        line = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}"
+        line += f"  train loss {record['train_loss']:.4f}"
+        if len(self.dataset.validation):
+            found = self._predict("validation")
+            record |= {"loss": _finite(found.loss), "accuracy": found.accuracy}
+            line += f"  validation loss {found.loss:.4f}  accuracy {found.accuracy:.2%}"
+            if progress.best is None or found.accuracy > progress.best["accuracy"]:
+                progress.best = dict(record)
+                line += "  (best so far)"
+        record["seconds"] = round(time.monotonic() - began, 3)
+        if self.directory is not None:
+            self.directory.metric(record)
+        self.console.say(line)
+        progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+
+    def _test(self) -> evaluation.Predictions:
+        """Predict the test split, once the last checkpoint stands."""
+        found = self._predict("test")
+        with self._saving(final=True):
+            self.checkpoints.join()
+        return found
+
+    def _predict(self, split: str) -> evaluation.Predictions:
+        part = getattr(self.dataset, split)
+        found = evaluation.predict(
+            self.plain_model, self.batches[split], part.labels[part.indices], self.runtime, self.preemption.tick
+        )
+        if found is None:
+            self._stop()
+        assert found is not None
+        return found
+
+    def _due(self, end: bool) -> bool:
+        settings, progress = self.settings.checkpoint, self.progress
+        if settings.every_steps is not None and progress.step % settings.every_steps == 0:
+            return True
+        if not end:
+            return False
+        by_epoch = settings.every_epochs is not None and progress.epoch % settings.every_epochs == 0
+        return by_epoch or progress.epoch == self.settings.train.epochs
+
+    def _save(self, *, wait: bool = False) -> None:
+        """Save the state, in the background unless ``wait``. Reached by all ranks; rank zero writes."""
+        self._settle()
+        place = (self.progress.step, self.progress.images)
+        if self.directory is not None:
+            with self._saving(final=wait):
+                if place == self._saved_at:
+                    self.checkpoints.join()
+                else:
+                    self.checkpoints.save(self._state(self.directory), wait=wait)
+        self._saved_at = place
+        self._last_save = time.monotonic()
+
+    def _state(self, directory: RunDirectory) -> State:
+        scaler = self.runtime.accelerator.scaler
+        trainer = dataclasses.asdict(self.progress) | {
+            "metrics_bytes": directory.metrics_size(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "classes": list(self.dataset.classes),
+            "data": self.dataset.fingerprint,
+            "world_size": self.runtime.world_size,
+            "config": config.to_dict(self.settings),
+        }
+        optimizer = checkpoint.optimizer_tensors(self.plain_model, self.optimizer.optimizer)
+        return State(self.plain_model.state_dict(), optimizer, trainer)
+
+    def _look_after_saves(self) -> None:
+        """Hear of a save that failed in the background, and of how long saves take."""
+        with self._saving(final=False):
+            error = self.checkpoints.failed()
+            if error is not None:
+                raise error
+        self.preemption.save_took(self.checkpoints.save_seconds)
+
+    @contextlib.contextmanager
+    def _saving(self, *, final: bool) -> Iterator[None]:
+        """A full disk does not stop training while there is more to train; anything else that goes wrong does."""
+        try:
+            yield
+        except NotFiniteError as error:
+            raise TrainingFailedError(f"{error}{self._what_is_saved()}") from None
+        except OSError as error:
+            self._saved_at = None
+            problem = f"checkpoint at step {self.progress.step} cannot be written ({error.strerror})"
+            if final or error.errno not in DISK_FULL:
+                raise TrainingFailedError(f"{problem}{self._what_is_saved()}") from None
+            self.console.warn(f"{problem}; training goes on{self._what_is_saved()}")
+
+    def _what_is_saved(self) -> str:
+        name = self.checkpoints.newest() if self.directory is not None else None
+        return f"; last good checkpoint: {name}" if name else "; there is no checkpoint"
+
+    def _stop(self) -> None:
+        self._save(wait=True)
+        if self.directory is not None:
+            self.directory.status(step=self.progress.step)
+        raise StoppedEarlyError(self.preemption.reason)
+
+    def _load(self) -> State | None:
+        """The state to continue from, checked to be of this run's data."""
+        state = self.checkpoints.load()
+        if state is not None and state.trainer["data"] != self.dataset.fingerprint:
+            raise UserError(
+                "the data set is not the one that this run began with (its content differs)",
+                "bring the old one back, or give another --run.dir",
+            )
+        if state is not None and state.trainer["epoch"] > self.settings.train.epochs + 1:
+            raise UserError(
+                f"train.epochs={self.settings.train.epochs}",
+                f"this run has trained {state.trainer['epoch'] - 1} epochs; give as many or more, or another --run.dir",
+            )
+        return state
+
+    def _build(self, saved: State | None, *, pretrained: bool) -> nn.Module:
+        settings, runtime = self.settings, self.runtime
+        model = models.build(
+            settings.model,
+            classes=len(self.dataset.classes),
+            image_size=self.dataset.train.images.shape[-1],
+            seed=settings.train.seed,
+        )
+        if saved is not None:
+            models.load_state_dict(model, saved.model, name="the checkpoint's weights")
+        elif pretrained:
+            runtime.guarded(
+                lambda: models.pretrained(settings.model, model, download=settings.data.download),
+                on=runtime.is_rank_zero,
+            )
+        model.to(runtime.device).to(memory_format=torch.channels_last)
+        if settings.runtime.compile != "none":
+            model.compile(mode="reduce-overhead" if settings.runtime.compile == "graphs" else None)
+        return model
+
+
+def make_optimizer(settings: config.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over all of ``model``'s parameters, one fused kernel for the lot."""
+    parameters, rate, decay = model.parameters(), settings.learning_rate, settings.weight_decay
+    if settings.name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=rate, weight_decay=decay, fused=True)
+
+
+def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
+    """The rate of optimizer step ``step``, counted from 0: a pure function, so there is no schedule to save."""
+    peak, name = settings.optimizer.learning_rate, settings.schedule.name
+    total = settings.train.epochs * steps_per_epoch
+    warm = settings.schedule.warmup_epochs * steps_per_epoch
+    if name == "onecycle" and warm == 0:
+        warm = 0.2 * total
+    if step < warm:
+        return peak * (step + 1) / (warm + 1)
+    share = (step - warm) / (total - warm)
+    if name == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * share))
+    return peak * (1 - share) if name == "onecycle" else peak
+
+
+def data_on_device(settings: Config, dataset: Dataset, device: torch.device) -> bool:
+    """Whether the pictures are copied to ``device``: when told so, or when they take less than half of what is free."""
+    if device.type != "cuda" or settings.runtime.data_on == "host":
+        return False
+    size = 2 * dataset.train.images.nbytes + dataset.test.images.nbytes
+    return settings.runtime.data_on == "device" or size < torch.cuda.mem_get_info(device)[0] / 2
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
