@@ -16,6 +16,7 @@
 #SBATCH --output=%x-%j.out         # in the folder of submission: a missing one would fail the job without a word
 # Often needed:  #SBATCH --partition=...   --account=...   --constraint=...
 set -eu
+trap "" USR1  # may come in the first second; launch/slurm.py handles it
 
 # Slurm runs a copy of this file from its spool, so that $0 says nothing: the controller knows the original, and shows
 # it with its arguments behind.

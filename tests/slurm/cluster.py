@@ -122,24 +122,20 @@ class Cluster:
 
     def start_node(self, node: str) -> None:
         """Starts a node's daemon."""
-        subprocess.run(["slurmd", "-N", node, "-f", self.directory / "slurm.conf"], env=self.environment, check=True)
+        self.run("slurmd", "-N", node, "-f", self.directory / "slurm.conf")
 
     def kill_node(self, node: str) -> None:
         """What a power failure does: the daemon, its step managers and all that they started, at once."""
-        victims = [pid for pid, words in _processes() if _belongs_to_node(words, node, self.directory)]
-        for pid in _with_descendants(victims):
+        tasks = _carrying(f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.directory}/slurm.conf")
+        daemon = int((self.directory / f"slurmd-{node}.pid").read_text())
+        managers = [parent for parent in map(_parent, tasks) if b"slurmstepd" in _command(parent)]
+        for pid in (daemon, *managers, *tasks):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def processes(self, job_id: str) -> list[int]:
         """Every process on this machine that carries the job's id in its environment."""
-        mark = f"SLURM_JOB_ID={job_id}".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return found
+        return _carrying(f"SLURM_JOB_ID={job_id}", f"SLURM_CONF={self.directory}/slurm.conf")
 
 
 @contextlib.contextmanager
@@ -242,46 +238,42 @@ def _end(running: Cluster) -> None:
     mark = str(running.directory).encode()
     for number in (signal.SIGTERM, signal.SIGKILL):
         for _ in range(25):
-            left = [pid for pid, words in _processes() if mark in b" ".join(words) or _speaks_to(pid, mark)]
-            if not left:
+            ours = [pid for pid in _processes() if mark in _command(pid)]
+            ours += _carrying(f"SLURM_CONF={running.directory}/slurm.conf")
+            if not ours:
                 return
-            for pid in left:
+            for pid in ours:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             time.sleep(0.2)
 
 
-def _speaks_to(pid: int, mark: bytes) -> bool:
+def _processes() -> list[int]:
+    return [
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and int(entry.name) != os.getpid()
+    ]
+
+
+def _command(pid: int) -> bytes:
     with contextlib.suppress(OSError):
-        return b"SLURM_CONF=" + mark in Path(f"/proc/{pid}/environ").read_bytes()
-    return False
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
-def _processes() -> list[tuple[int, list[bytes]]]:
-    """Every other process with its command line."""
+def _parent(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def _carrying(*variables: str) -> list[int]:
+    """Processes with all these in their environment."""
+    wanted = {variable.encode() for variable in variables}
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().split(b"\0")))
-    return found
-
-
-def _belongs_to_node(words: list[bytes], node: str, directory: Path) -> bool:
-    line = b" ".join(words)
-    daemon = line.startswith(b"slurmd ") and f"-N {node} ".encode() in line and str(directory).encode() in line
-    return daemon or line.startswith(b"slurmstepd:")
-
-
-def _with_descendants(roots: list[int]) -> list[int]:
-    parents = {}
-    for pid, _ in _processes():
+    for pid in _processes():
         with contextlib.suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            parents[pid] = int(stat.rpartition(")")[2].split()[1])
-    found = list(roots)
-    for pid in found:
-        found.extend(child for child, parent in parents.items() if parent == pid and child not in found)
+            if wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+                found.append(pid)
     return found
 
 
