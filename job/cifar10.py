@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config import UserError
-from job.decoded import Advance, Contents, Log, PictureFile, Progress, locked, writable
+from job.decoded import Contents, Log, PictureFile, Progress, locked, writable
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
