@@ -53,6 +53,8 @@ def main(argv: list[str]) -> int:
     directory = place.guarded(lambda: _open(settings, argv), on=place.is_rank_zero)
     path, finished = place.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
     if finished and finished["epochs"] == settings.train.epochs:
+        if directory is not None and not (directory.path / "report.html").exists():
+            _report(directory, console)
         _show(finished, console, directory)
         place.close()
         return 0
@@ -90,6 +92,8 @@ def _train(
     assert dataset is not None
     console.say(_describe_data(dataset))
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
+    if directory is not None:
+        directory.begins_at(trainer.progress.step)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
@@ -99,29 +103,45 @@ def _train(
     console.say(_describe_plan(trainer))
     predictions = trainer.run()
     if directory is not None:
-        _show(_finish(trainer, directory, predictions), console, directory)
+        result = _finish(trainer, directory, predictions)
+        _report(directory, console)
+        _show(result, console, directory)
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
     """Write the final weights, the predictions and, last, the result that makes this a finished run."""
-    from job import checkpoint, evaluation
+    from job import checkpoint, evaluation, models, samples
 
+    dataset = trainer.dataset
     checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
     checkpoint.save_weights(
         directory.path / "predictions.safetensors",
         {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
     )
+    samples.keep(directory.path, dataset.test, predictions)
     result = evaluation.report(
         predictions,
-        trainer.dataset.classes,
+        dataset.classes,
         split="test",
         world_size=trainer.runtime.world_size,
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
+        parameters=models.count_parameters(trainer.plain_model),
+        data=dataset.fingerprint,
     )
     directory.finish(result)
     return result
+
+
+def _report(directory: RunDirectory, console: Console) -> None:
+    """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
+    try:
+        from job import report
+
+        report.write(directory.path)
+    except Exception as error:
+        console.warn(f"no report ({runtime.first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
