@@ -63,7 +63,10 @@ def main(argv: Sequence[str]) -> int:
     settings = config.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
     name = next((Path(value).stem for option, value in config.pairs(rest) if option == "--config"), "simple_cnn")
+    asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
     checks = preflight(settings, shape, name)
+    if shutil.which("sbatch") and not runtime.under_slurm():
+        checks.append(_guarded("Slurm", lambda: _request(asked, name)))
 
     from rich.console import Console
 
@@ -129,8 +132,6 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         checks.append(_guarded("memory", lambda: _memory(settings, shape, model, image_size)))
         checks.append(_guarded("run directory", lambda: _directory(settings, name, size)))
         checks.append(_guarded("time to save", lambda: _save_time(settings, name, size)))
-    if shutil.which("sbatch") and not runtime.under_slurm():
-        checks.append(_guarded("Slurm", lambda: _request(shape, name)))
     return checks
 
 
@@ -270,12 +271,14 @@ def signal_lead(script: Path) -> int | None:
     return int(found[1]) if found else None
 
 
-def _request(shape: Shape, name: str) -> Check:
+def _request(options: list[str], name: str) -> Check:
+    """Ask Slurm whether it would take the job."""
     script = config.REPOSITORY / "slurm" / f"{name}.sh"
     if not script.exists():
-        return Check("Slurm", "note", f"slurm/{name}.sh does not exist, so nothing was asked")
-    options = [f"--nodes={shape.nodes}", f"--gpus-per-node={shape.gpus_per_node}"]
+        return Check("Slurm", "note", f"there is no slurm/{name}.sh to ask about")
+    if subprocess.run(["sinfo", "--noheader"], capture_output=True).returncode:
+        return Check("Slurm", "note", "no cluster answers this machine")
     asked = subprocess.run(["sbatch", "--test-only", *options, script], capture_output=True, text=True)
     said = " ".join(asked.stderr.split()).removeprefix("sbatch: ")
-    line = f"sbatch {' '.join(options)} slurm/{name}.sh"
+    line = " ".join(["sbatch", *options, f"slurm/{name}.sh"])
     return Check("Slurm", "problem" if asked.returncode else "ok", f"{line}: {said}")
