@@ -165,7 +165,7 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
     [
         ["--train.gradient_accumulation=2", "--train.clip_norm=0.5", "--optimizer.name=adamw"],
         ["--optimizer.name=sgd", "--schedule.name=onecycle", "--train.label_smoothing=0.1"],
-        ["--runtime.precision=bf16", "--schedule.name=cosine", "--schedule.warmup_epochs=0.5"],
+        ["--runtime.precision=bf16", "--schedule.name=cosine", "--schedule.warmup_epochs=0.5", "--data.validation=0.7"],
         ["--runtime.precision=fp16", "--train.deterministic=false", "--data.validation=0"],
     ],
     ids=lambda options: " ".join(options),
@@ -195,7 +195,7 @@ def test_accelerate_launch_without_arguments_for_itself_trains_the_shipped_quick
     quickstart = REPOSITORY / "configs" / "quickstart.yaml"
     finished = accelerate(
         *(REPOSITORY / "job/train.py", "--config", quickstart),
-        *("--data.cache", cache, "--run.dir", tmp_path / "run", "--run.trackers=[]"),
+        *("--data.cache", cache, "--run.dir", tmp_path / "run", "--run.trackers=[]", "--runtime.threads=1"),
     )
     assert finished.returncode == 0, finished.stderr
     result = read(tmp_path / "run" / "evaluation.json")

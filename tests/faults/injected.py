@@ -1,0 +1,147 @@
+"""Runs job/train.py's main with faults at chosen instants. Only tests start the job through this file.
+
+``FAULTS`` in the environment is a JSON list of ``{"do": ACTION, "at": POINT, "n": 1, "rank": 0}``. At the ``n``-th time
+that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
+
+Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run), ``evaluation``
+(before an evaluation batch), ``retire`` and all others that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file in
+the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
+Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (50 ms),
+note (a file named after the point).
+``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import accelerate  # noqa: F401 (imported once, before jobs are forked off)
+import torch
+from torch import nn
+
+from job import checkpoint, evaluation, models, runtime, train, trainer
+from job.batches import Batches, Part
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+SIGNALS |= {"usr1": signal.SIGUSR1, "int": signal.SIGINT}
+
+
+def install(faults: list[dict[str, Any]], network: str = "") -> None:
+    """Put ``faults`` in place, in this process."""
+    mine = [fault for fault in faults if fault.get("rank", 0) in (None, runtime.launch_rank())]
+    times: Counter[str] = Counter()
+
+    def come_to(point: str, n: int | None = None) -> list[str]:
+        times[point] += 1
+        due = [f for f in mine if f["at"] == point and f.get("n", 1) in (None, times[point] if n is None else n)]
+        return [fault["do"] for fault in due if not act(fault["do"], point)]
+
+    step, predictions = trainer.Trainer._step, Batches.evaluation
+    run, write, replace = trainer.Trainer.run, checkpoint._write_file, Path.replace
+
+    def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
+        come_to("start")
+        return run(self)
+
+    def injected_step(self: trainer.Trainer, parts: list[Part]) -> torch.Tensor:
+        doing = come_to("step", self.progress.step + 1)
+        if "nan" in doing:
+            parts[0].images.fill_(float("nan"))
+        if "inf" in doing:
+            weight = next(self.plain_model.parameters())
+            handle = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+        total = step(self, parts)
+        if "inf" in doing:
+            handle.remove()
+        return total
+
+    def injected_evaluation(self: Batches, batch_size: int) -> Any:
+        for batch in predictions(self, batch_size):
+            come_to("evaluation")
+            yield batch
+
+    def injected_write(path: Path, contents: Any) -> dict[str, Any]:
+        result = write(path, contents)
+        come_to(f"wrote {path.name.removeprefix('.').removesuffix(f'.{os.getpid()}')}")
+        return result
+
+    def injected_replace(self: Path, target: Path) -> Path:
+        result = replace(self, target)
+        come_to(f"named {Path(target).name}")
+        return result
+
+    trainer.Trainer.run = injected_run  # type: ignore[method-assign]
+    trainer.Trainer._step = injected_step  # type: ignore[method-assign]
+    Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
+    checkpoint.reached = come_to  # type: ignore[assignment]
+    checkpoint._write_file = injected_write
+    Path.replace = injected_replace  # type: ignore[method-assign, assignment]
+    if network == "narrow":
+        models.BUILDERS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}
+
+
+def act(what: str, point: str) -> bool:
+    """Do ``what``; False when that is for the caller to do."""
+    if what in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[what])
+    elif what == "raise":
+        raise ValueError(f"a fault was injected at {point}")
+    elif what == "exit0":
+        os._exit(0)
+    elif what == "slow":
+        time.sleep(0.05)
+    elif what == "note":
+        Path(os.environ["NOTES"], point.replace(" ", "-")).touch()
+    else:
+        return False
+    return True
+
+
+def narrow(classes: int) -> nn.Module:
+    """VGG's kinds of layers, dropout included, at a size for tests."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(),
+        nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def narrow_bn(classes: int) -> nn.Module:
+    """The same with batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4),
+        nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(),
+        nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, classes),
+    )  # fmt: skip
+
+
+def run_as(arguments: list[str], environment: dict[str, str], output: str, user: int | None = None) -> None:
+    """Become the job: in a process forked from one that has torch imported, which saves seconds a start."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(environment)
+    if user is not None:
+        os.setgid(user)
+        os.setuid(user)
+    sys.argv = ["job/train.py", *arguments]
+    main()
+
+
+def main() -> None:
+    install(json.loads(os.environ.get("FAULTS", "[]")), os.environ.get("NETWORK", ""))
+    runtime.entry(train.main)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Starting the job with faults in it, and comparing what two runs left."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import injected
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+Fault = dict[str, Any]
+
+
+def _forking_server() -> ForkServerContext:
+    """Starts processes that have torch imported already."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["injected"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # some Pythons do not hand sys.path on to it
+    forkserver.ensure_running()
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    return server
+
+
+_server = _forking_server()
+
+
+class Job:
+    """A job of ``processes`` ranks that was started and is not waited for. ``ranks`` are their processes."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        processes: int = 1,
+        faults: Sequence[Fault] = (),
+        network: str = "",
+        environment: dict[str, str] | None = None,
+        user: int | None = None,
+    ) -> None:
+        self.log = log
+        common = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "NETWORK": network}
+        common |= environment or {}
+        if processes > 1:
+            common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        log.touch()
+        log.chmod(0o666)
+        self.ranks: list[ForkServerProcess] = []
+        for rank in range(processes):
+            own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+            process = _server.Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
+            process.start()
+            self.ranks.append(process)
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """Send a signal to one rank, or to all."""
+        for process in self.ranks if rank is None else [self.ranks[rank]]:
+            if process.exitcode is None:
+                os.kill(process.pid or 0, number)
+
+    def wait(self, seconds: float = 60) -> list[int]:
+        """The exit status of each rank (-9 for SIGKILL); all are killed, and the test fails, when it takes longer."""
+        end = time.monotonic() + seconds
+        for process in self.ranks:
+            process.join(max(0.0, end - time.monotonic()))
+        late = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
+        if late:
+            self.signal(signal.SIGKILL)
+            raise AssertionError(f"ranks {late} still ran after {seconds} s:\n{self.output}")
+        return [process.exitcode if process.exitcode is not None else 0 for process in self.ranks]
+
+    def end(self, rank: int = 0, seconds: float = 60) -> list[int]:
+        """Once ``rank`` has ended, see that the others follow, as the launcher would, and give all statuses."""
+        self.ranks[rank].join(seconds)
+        return self.wait(15)
+
+    @property
+    def output(self) -> str:
+        """What all ranks said."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, condition: Any, seconds: float = 60) -> None:
+        """Wait until ``condition()`` holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end or all(process.exitcode is not None for process in self.ranks):
+                self.signal(signal.SIGKILL)
+                raise AssertionError(f"waited in vain:\n{self.output}")
+            time.sleep(0.01)
+
+
+class Launched:
+    """A job started by ``command`` (of ``python`` or ``accelerate``), as a user would."""
+
+    def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
+        self.log = log
+        with open(log, "ab") as file:
+            self.process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                stdout=file,
+                stderr=file,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+                start_new_session=True,
+            )
+
+    def wait(self, seconds: float = 60) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise AssertionError(f"still ran after {seconds} s:\n{self.output}") from None
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes of the job's ranks."""
+        return [pid for pid in group(self.process.pid) if pid != self.process.pid]
+
+
+def group(leader: int) -> list[int]:
+    """The living processes of the session that ``leader`` began."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] not in "ZX":
+                found.append(int(path.name))
+    return sorted(found)
+
+
+def launcher(processes: int) -> list[str]:
+    """The command that starts ``processes`` ranks of what follows it."""
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    if processes == 1:
+        return [accelerate, "launch"]
+    return [accelerate, "launch", "--config_file", "launch/cpu.yaml", "--num_processes", str(processes)]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def metrics(run: Path, *, timing: bool = False) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``, without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    clock = () if timing else ("images_per_second", "seconds")
+    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def result(run: Path) -> dict[str, Any]:
+    """``evaluation.json`` without what may differ from run to run."""
+    content: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return {key: value for key, value in content.items() if key not in ("world_size", "seconds")}
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def status(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "status.json").read_text())
+    return content
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """What is not bit for bit the same in two finished runs of the same number of processes."""
+    found = []
+    if metrics(run) != metrics(other):
+        lines = zip(metrics(run), metrics(other), strict=False)
+        found.append(f"metrics.jsonl: {next((pair for pair in lines if pair[0] != pair[1]), 'number of lines')}")
+    if result(run) != result(other):
+        found.append("evaluation.json")
+    for name in ("model.safetensors", "predictions.safetensors"):
+        if sha256(run / name) != sha256(other / name):
+            found.append(name)
+    if checkpoints(run)[-1] != checkpoints(other)[-1]:
+        found.append("last checkpoint")
+        return found
+    mine, theirs = (path / "checkpoints" / checkpoints(path)[-1] for path in (run, other))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        if sha256(mine / name) != sha256(theirs / name):
+            found.append(f"last checkpoint's {name}")
+    return found

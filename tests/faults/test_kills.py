@@ -1,0 +1,109 @@
+"""Killed with SIGKILL anywhere, a run that is continued ends with the bits of one that was never disturbed."""
+
+from __future__ import annotations
+
+import pytest
+from jobs import status
+
+KILLED = [-9]
+
+INSTANTS_OF_A_SAVE = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "trainer.json",
+    "manifest.json",
+    "before rename",
+    "after rename",
+    "retire",
+]
+
+
+def test_killed_at_any_instant_of_a_save_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    for place in INSTANTS_OF_A_SAVE:
+        job = start(faults=[{"do": "kill", "at": place, "n": 2}])
+        assert job.wait() == KILLED, job.output
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+    assert status(tmp_path / "run")["attempt"] == len(INSTANTS_OF_A_SAVE) + 1
+
+
+@pytest.mark.parametrize("place", INSTANTS_OF_A_SAVE[:-1])
+def test_killed_during_the_first_save_starts_again_and_ends_with_the_same_bits(
+    place, start, undisturbed, same, tmp_path
+) -> None:
+    job = start(faults=[{"do": "kill", "at": place}])
+    assert job.wait() == KILLED, job.output
+    job = start()
+    assert job.wait() == [0]
+    assert ("from step 4" in job.output) == (place == "after rename")
+    same(tmp_path / "run", undisturbed())
+
+
+def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    for step in (2, 6, 11, 12, 13, 19, 23, 24, 30, 31, 36):
+        job = start(faults=[{"do": "kill", "at": "step", "n": step}])
+        assert job.wait() == KILLED, job.output
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+
+
+def test_killed_while_validating_and_testing_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    for _ in range(3):
+        assert start(faults=[{"do": "kill", "at": "evaluation"}]).wait() == KILLED
+    assert start(faults=[{"do": "kill", "at": "evaluation", "n": 2}]).wait() == KILLED
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+
+
+def test_killed_between_the_final_files_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    for name in ("model.safetensors", "predictions.safetensors", "evaluation.json"):
+        job = start(faults=[{"do": "kill", "at": f"wrote {name}", "n": 1 if name != "model.safetensors" else 10}])
+        assert job.wait() == KILLED, f"{name}: {job.output}"
+        if name != "evaluation.json":
+            assert start(faults=[{"do": "kill", "at": f"named {name}"}]).wait() == KILLED
+        assert not (tmp_path / "run" / "evaluation.json").exists()
+    job = start()
+    assert job.wait() == [0]
+    same(tmp_path / "run", undisturbed())
+    assert [path.name for path in (tmp_path / "run").glob(".*")] == [], "left-over temporary files"
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments"),
+    [
+        ("narrow", ("--model.name", "vgg16", "--data.augment", "flip_crop")),
+        ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "flip", "--train.gradient_accumulation", "2")),
+        ("", ("--optimizer.name", "sgd", "--schedule.name", "onecycle", "--train.clip_norm", "1")),
+        ("", ("--optimizer.name", "adamw", "--optimizer.weight_decay", "0.1", "--schedule.name", "cosine")),
+    ],
+    ids=["dropout and augmentation", "batch normalisation in parts", "sgd", "adamw"],
+)
+def test_killed_with_every_kind_of_state_ends_with_the_same_bits(
+    network, arguments, start, undisturbed, same, tmp_path
+) -> None:
+    for step in (7, 18, 27):
+        assert start(*arguments, network=network, faults=[{"do": "kill", "at": "step", "n": step}]).wait() == KILLED
+    assert start(*arguments, network=network).wait() == [0]
+    same(tmp_path / "run", undisturbed(*arguments, network=network))
+
+
+def test_two_processes_either_of_which_is_killed_end_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    faults = [("step", 6, 1), ("step", 7, 0), ("step", 18, 1), ("before rename", 2, 0), ("evaluation", 1, 1)]
+    for point, n, rank in faults:
+        job = start(processes=2, faults=[{"do": "kill", "at": point, "n": n, "rank": rank}])
+        statuses = job.end(rank)
+        assert statuses[rank] == -9, job.output
+        assert statuses[1 - rank] in (1, 250), "the other process fails too, within seconds"
+    assert start(processes=2).wait() == [0, 0]
+    same(tmp_path / "run", undisturbed(processes=2))
+
+
+@pytest.mark.parametrize("processes", [3, 4])
+def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, start, undisturbed, same, tmp_path) -> None:
+    arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "flip_crop")
+    for step in (6, 19):
+        job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": "step", "n": step}])
+        job.end()
+    job = start(*arguments, processes=processes, network="narrow")
+    assert job.wait() == [0] * processes, job.output
+    same(tmp_path / "run", undisturbed(*arguments, processes=processes, network="narrow"))
