@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import BinaryIO, Literal, Protocol
 
 from job.config import UserError
 
@@ -36,8 +36,11 @@ def kind(root: Path) -> Kind:
     """What ``root`` is, told by its first bytes and not by its name. Raises ``UserError`` for anything else."""
     if root.is_dir():
         return "folder"
-    with root.open("rb") as file:
-        start = file.read(512)
+    try:
+        with root.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"{root}: {error.strerror}", "make it readable") from None
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if start.startswith((_GZIP, _XZ)) or start[257:262] == b"ustar":
@@ -87,9 +90,9 @@ def walk(root: Path) -> Iterator[Entry]:
 
     Raises ``UserError`` for a directory that cannot be read and for a link that leads back to where it hangs.
     """
-    for split in ("train", "test"):
-        if (root / split).is_dir():
-            yield from _walk(root / split, (split,), ())
+    for entry in _listed(root):
+        if entry.name in ("train", "test") and entry.is_dir():
+            yield from _walk(root / entry.name, (entry.name,), ())
 
 
 def listing_digest(root: Path) -> str:
@@ -102,11 +105,8 @@ def listing_digest(root: Path) -> str:
 
 
 def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-    try:
-        status = directory.stat()
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError as error:
-        raise UserError(f"{directory}: {error.strerror}", "make the directory readable, or take it away") from None
+    entries = _listed(directory)
+    status = directory.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"{directory}: is a link to a directory that contains it", "take the link away")
@@ -115,14 +115,23 @@ def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int],
         if hidden(entry.name):
             continue
         path, below = directory / entry.name, (*parts, entry.name)
-        if entry.is_dir():
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing or to itself: reading it will say so
+            yield Entry(below, path, False, 0, 0)
+            continue
+        if stat.S_ISDIR(status.st_mode):
             yield from _walk(path, below, (*above, here))
         else:
-            try:
-                status = entry.stat()
-            except OSError:  # a link to nothing: reading it will say so
-                status = entry.stat(follow_symlinks=False)
             yield Entry(below, path, False, status.st_size, status.st_mtime_ns)
+
+
+def _listed(directory: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"{directory}: {error.strerror}", "make the directory readable, or take it away") from None
 
 
 def hidden(name: str) -> bool:
@@ -134,13 +143,13 @@ _GZIP, _XZ = b"\x1f\x8b", b"\xfd7zXZ\x00"
 
 
 def _parts(archive: Path, name: str) -> tuple[str, ...] | None:
-    """A member's path, None if hidden."""
+    """A member's path; None for the root and for what is hidden."""
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
     if name.startswith("/") or ".." in parts:
         raise UserError(
             f"{archive}: member {shown(name)} points outside the archive", "make the archive again with relative names"
         )
-    return None if any(map(hidden, parts)) else parts
+    return None if not parts or any(map(hidden, parts)) else parts
 
 
 def shown(name: str) -> str:
@@ -155,10 +164,20 @@ def _refuse_link(archive: Path, name: str) -> None:
     )
 
 
+def _decompressed(raw: BinaryIO, start: bytes) -> _Readable:
+    if start.startswith(_GZIP):
+        return gzip.GzipFile(fileobj=raw)
+    return lzma.open(raw) if start.startswith(_XZ) else raw
+
+
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
 class _Stream:
     """What tarfile reads from: keeps where the last byte was that is not zero, which tells a whole archive's end."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: _Readable) -> None:
         self._file = file
         self.position = 0
         self.content_end = 0
@@ -177,12 +196,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
         raw.seek(0)
         done = 0
         try:
-            file: IO[bytes] = raw
-            if start.startswith(_GZIP):
-                file = gzip.GzipFile(fileobj=raw)
-            elif start.startswith(_XZ):
-                file = lzma.LZMAFile(raw)
-            stream = _Stream(file)
+            stream = _Stream(_decompressed(raw, start))
             with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
                 while (member := tar.next()) is not None:
                     tar.members = []  # it would keep a kilobyte for each

@@ -112,7 +112,9 @@ class Checkpoints:
         if self._directory is None:
             return None
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
-        for path in _by_step(self._directory) if state is not None else []:
+        if state is None:
+            return None
+        for path in _by_step(self._directory):
             if path.name > _name(state):
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -149,13 +151,12 @@ class Checkpoints:
                 shutil.rmtree(trash)
 
 
-def newest_whole(
-    directory: Path, say: Callable[[str], None], *, metrics_bytes: float = math.inf
-) -> State | None:
+def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: float = math.inf) -> State | None:
     """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
 
     One that knows of more than the ``metrics_bytes`` that are left of metrics.jsonl is of no use to go on from, but an
-    older one is: the steps after it write the lost lines again. Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+    older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
+    Raises UserError when there are some and none verifies.
     """
     found = _by_step(directory) if directory.is_dir() else []
     for path in reversed(found):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.client
 import io
+import os
 import pickle
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.config import UserError
-from job.decoded import Advance, Contents, Log, PictureFile, Progress, locked, writable
+from job.decoded import Advance, Contents, Log, PictureFile, Progress, disk_errors, locked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -54,119 +56,141 @@ PUBLISHED = Published()
 
 PATIENCE = 10
 """seconds without an answer after which a connection counts as dead"""
-_TRIES = 3  # connections in a row that bring no byte
+_FRUITLESS = 3  # connections in a row without a byte, after which the server counts as dead
 
 
 def decode(
-    root: Path,
-    download: bool,
-    into: Path,
-    progress: Progress,
-    log: Log,
-    published: Published = PUBLISHED,
-    command: str = "python job/prepare.py --config …",
+    root: Path, download: bool, into: Path, progress: Progress, log: Log, published: Published = PUBLISHED
 ) -> Contents:
     """Write the pictures below ``root`` into the directory ``into``, in the order of the batches.
 
     ``root`` holds the archive, or the folder that torchvision extracts from it; else the archive is downloaded if
     ``download``. Raises ``UserError`` if there is neither, or if what is there is not what was published.
     """
-    batches = _find(root, published, log)
+    batches = _find(root, published)
     if batches is None:
         if not download:
-            raise _missing(root, published, command, "data.download is false")
-        archive = fetch(root, progress, log, published, command)
-        batches = _extract(archive.read_bytes(), published)
+            raise _missing(root, published, "data.download is false")
+        fetch(root, progress, log, published)
+        batches = _find(root, published) or {}
     with progress("decoding CIFAR-10", len(batches), "batches") as advance:
         for split, names in (("train", TRAIN), ("test", TEST)):
-            file = PictureFile(into, split, 32)
             labels: list[int] = []
-            for name in names:
-                pictures, some = _unpickled(batches.pop(name))
-                file.append(pictures)
-                labels += some
-                advance(1)
-            file.finish(np.array(labels, np.int64))
+            with PictureFile(into, split, 32) as file:
+                for name in names:
+                    pictures, some = _unpickled(batches.pop(name))
+                    file.append(pictures)
+                    labels += some
+                    advance(1)
+                file.finish(np.array(labels, np.int64))
     return Contents(CLASSES)
 
 
-def fetch(root: Path, progress: Progress, log: Log, published: Published = PUBLISHED, command: str = "") -> Path:
-    """Download the archive into ``root``, continuing what an earlier attempt left; return its path.
+def fetch(root: Path, progress: Progress, log: Log, published: Published = PUBLISHED) -> None:
+    """Download the archive into ``root``, continuing what an earlier attempt left.
 
-    The archive appears under its name only when its SHA-256 is right. Any number of processes may call this at once.
+    It appears under its name only once its SHA-256 is right. Any number of processes may call this at once.
     """
     archive = root / published.filename
-    writable([root])
-    with locked(root / f"{archive.name}.lock", log):
-        if archive.exists():  # another process was faster
-            return archive
-        part = archive.with_name(f"{archive.name}.part")
-        with progress(f"downloading {archive.name}", published.size, "B") as advance:
-            while True:
-                start = part.stat().st_size if part.exists() else 0
-                advance(start)
-                _receive(part, published, advance, lambda why: _missing(root, published, command, why))
-                if _sha256(part) == published.sha256:
-                    break
-                part.unlink()
-                if start == 0:
-                    raise UserError(f"{published.url}: not the published file", "download it elsewhere")
-                log(f"{part}: was damaged, downloading again")
-                advance(-published.size)
-        part.replace(archive)
-    return archive
+    part = archive.with_name(f"{archive.name}.part")
+    with disk_errors(
+        f"the download of {published.filename} in {root}", "make room or give permission there, or set data.root"
+    ):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(archive.with_name(f"{archive.name}.lock"), log):
+            if archive.exists():  # another process was faster
+                return
+            with progress(f"downloading {archive.name}", published.size, "B") as advance, part.open("a+b") as file:
+                resumed = file.tell()
+                _receive(file, root, published, advance)
+                if resumed and _sha256(file) != published.sha256:
+                    log(f"{part}: what an earlier download left is damaged, starting again")
+                    _restart(file, advance)
+                    _receive(file, root, published, advance)
+                if _sha256(file) != published.sha256:
+                    file.truncate(0)
+                    raise _missing(root, published, "what the server sent is not what was published")
+                os.fsync(file.fileno())
+            part.replace(archive)
 
 
-def _receive(
-    part: Path, published: Published, advance: Callable[[int], None], failed: Callable[[str], UserError]
-) -> None:
-    """Append to ``part`` until it has the published size."""
-    idle = 0
-    while (have := part.stat().st_size if part.exists() else 0) < published.size:
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        request = urllib.request.Request(published.url, headers=headers)  # noqa: S310 (our own address)
-        before = have
+def _receive(file: BinaryIO, root: Path, published: Published, advance: Advance) -> None:
+    """Append to ``file`` until it has the published size, over as many connections as bring something."""
+    have = most = file.seek(0, os.SEEK_END)
+    advance(have)
+    fruitless = 0
+    while have < published.size:
         why = "the connection broke off"
         try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-                if have and answer.status != 206:  # the server does not continue: from the start
-                    advance(-have)
-                    before = have = 0
-                with part.open("ab" if have else "wb") as file:
-                    while chunk := answer.read1(1 << 16):
-                        file.write(chunk)
-                        have += len(chunk)
-                        advance(len(chunk))
-                        if have > published.size:
-                            raise UserError(f"{published.url}: longer than the published file", "is there a proxy?")
-        except urllib.error.HTTPError as error:
-            raise failed(f"{error.code} {error.reason}") from None
-        except (OSError, http.client.HTTPException) as error:
-            why = str(getattr(error, "reason", error)) or type(error).__name__
-        idle = 0 if have > before else idle + 1
-        if have < published.size and (have == 0 or idle >= _TRIES):
-            raise failed(why)
+            for chunk, continued in _answer(published.url, have):
+                if have and not continued:
+                    have = _restart(file, advance)
+                file.write(chunk)
+                have += len(chunk)
+                advance(len(chunk))
+                if have > published.size:
+                    break
+        except _NetworkError as error:
+            why = str(error)
+        fruitless = 0 if have > most else fruitless + 1
+        most = max(have, most)
+        if have < published.size and (have == 0 or fruitless == _FRUITLESS):
+            raise _missing(root, published, why)
 
 
-def _missing(root: Path, published: Published, command: str, why: str) -> UserError:
+class _NetworkError(Exception):
+    """The message says what failed."""
+
+
+def _answer(url: str, start: int) -> Iterator[tuple[bytes, bool]]:
+    """Chunks of what lies at ``url`` from byte ``start`` on, and whether they do start there or at 0."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310 (ours)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            first = True
+            while chunk := answer.read1(1 << 16):
+                yield chunk, not first or answer.status == http.HTTPStatus.PARTIAL_CONTENT
+                first = False
+    except urllib.error.HTTPError as error:
+        raise _NetworkError(f"{error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _NetworkError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+
+
+def _restart(file: BinaryIO, advance: Advance) -> int:
+    advance(-file.seek(0, os.SEEK_END))
+    file.truncate(0)
+    return 0
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    total = hashlib.sha256()
+    while chunk := file.read(1 << 22):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _missing(root: Path, published: Published, why: str) -> UserError:
     return UserError(
-        f"no CIFAR-10 in data.root={root} and none could be downloaded ({why})",
-        f"on a machine with network run `{command}`, or put {published.filename} from {published.url} into {root}",
+        f"no CIFAR-10 in data.root={root}, and none could be downloaded ({why})",
+        "on a machine with network run `python job/prepare.py --config …`, "
+        f"or put {published.filename} from {published.url} into {root}",
     )
 
 
-def _find(root: Path, published: Published, log: Log) -> dict[str, bytes] | None:
+def _find(root: Path, published: Published) -> dict[str, bytes] | None:
     """The batches as verified bytes, None if there are none below ``root``."""
     archive, folder = root / published.filename, root / published.folder
     if archive.exists():
-        content = archive.read_bytes()
+        content = _bytes(archive)
         if hashlib.sha256(content).hexdigest() == published.sha256:
             return _extract(content, published)
         wrong = f"{archive} ({len(content)} bytes, {published.size} expected)"
     elif folder.exists():
         batches = {}
         for name, md5 in published.batches:
-            batches[name] = (folder / name).read_bytes() if (folder / name).exists() else b""
+            batches[name] = _bytes(folder / name) if (folder / name).exists() else b""
             if hashlib.md5(batches[name], usedforsecurity=False).hexdigest() != md5:
                 wrong = str(folder / name)
                 break
@@ -174,7 +198,14 @@ def _find(root: Path, published: Published, log: Log) -> dict[str, bytes] | None
             return batches
     else:
         return None
-    raise UserError(f"{wrong}: not what was published", "delete it, and it will be downloaded again")
+    raise UserError(f"{wrong}: missing, damaged or truncated", "delete it, and it will be downloaded again")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "make it readable") from None
 
 
 def _extract(content: bytes, published: Published) -> dict[str, bytes]:
@@ -187,11 +218,6 @@ def _extract(content: bytes, published: Published) -> dict[str, bytes]:
         }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class _ArraysOnly(pickle.Unpickler):
     """Rebuilds numpy arrays and plain values; anything else that a pickle could call is refused."""
 
@@ -202,7 +228,7 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy._core.multiarray", "_reconstruct"): reconstruct,
             ("numpy", "ndarray"): np.ndarray,
             ("numpy", "dtype"): np.dtype,
-            ("_codecs", "encode"): __import__("_codecs").encode,
+            ("_codecs", "encode"): codecs.encode,  # how protocol 2 spells bytes
         }
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"refuses {module}.{name}")

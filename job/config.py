@@ -347,11 +347,13 @@ def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None
     return vars(found), rest
 
 
+class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Types and defaults behind each setting, and the description as it is written."""
+
+
 def _parser(description: str) -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        exit_on_error=False, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=description, formatter_class=_Help)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
     parser.add_class_arguments(Config, nested_key=None)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -95,8 +96,8 @@ def _tensors(stored: Stored, part: str) -> tuple[Tensor, Tensor]:
 
 def _stored(data: config.Data, progress: Progress, log: Log) -> Stored:
     """The decoded data set that ``data`` asks for, made if need be."""
-    root = Path(data.root).expanduser()
     build: Callable[[Path], Contents]
+    root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
         case "shapes10":
             places = decoded.places(None, data.cache)
@@ -104,14 +105,28 @@ def _stored(data: config.Data, progress: Progress, log: Log) -> Stored:
             build = partial(shapes10.decode, progress=progress)
         case "cifar10":
             places = decoded.places(root, data.cache)
-            name = f"cifar10-{cifar10.PUBLISHED.sha256[:16]}"
-            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+            published = cifar10.PUBLISHED
+            name = f"cifar10-{published.sha256[:16]}"
+            build = partial(cifar10.decode, root, data.download, progress=progress, log=log, published=published)
         case "folder":
-            if not root.exists():
-                raise UserError(f"data.root={data.root}", f"does not exist; {pictures.LAYOUT}")
-            places = decoded.places(root.absolute().parent, data.cache)
-            is_folder = archives.kind(root) == "folder"
-            content = archives.listing_digest(root) if is_folder else decoded.digest(root, places, progress, log)
-            name = f"{root.name}-{content[:16]}-{data.image_size}" + ("-skip" if data.skip_unreadable else "")
-            build = partial(pictures.decode, root, data.image_size, data.skip_unreadable, progress=progress)
+            places = decoded.places(root.parent, data.cache)
+            content = _content_digest(root, places, progress, log)
+            options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
+            name = f"{root.name[:64]}-{content[:16]}-{options}"
+
+            def decode_folder(into: Path) -> Contents:
+                contents = pictures.decode(root, data.image_size, data.skip_unreadable, into, progress)
+                if _content_digest(root, places, progress, log) != content:
+                    raise UserError(f"{root}: changed while it was read", "start again when it is complete")
+                return contents
+
+            build = decode_folder
     return decoded.obtain(places, name, build, log)
+
+
+def _content_digest(root: Path, places: list[Path], progress: Progress, log: Log) -> str:
+    if not os.path.exists(root):  # Path.exists raises where a directory above cannot be searched
+        raise UserError(f"data.root={root} does not exist or cannot be reached", pictures.LAYOUT)
+    if archives.kind(root) == "folder":
+        return archives.listing_digest(root)
+    return decoded.digest(root, places, progress, log)

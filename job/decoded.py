@@ -30,6 +30,10 @@ FORMAT = 1
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_OTHER_PLACE = "make room there, or set data.cache to a directory on another disk"
+
 Advance = Callable[[int], None]
 Log = Callable[[str], None]
 
@@ -74,7 +78,10 @@ class Stored:
 
 
 class PictureFile:
-    """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing; a plain write meets a full disk with an error."""
+    """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing. A context: leaving it closes the file.
+
+    Not mapped, because a plain write meets a full disk with an error and not with a signal.
+    """
 
     def __init__(self, directory: Path, part: str, size: int) -> None:
         self._directory, self._part, self._size = directory, part, size
@@ -83,10 +90,16 @@ class PictureFile:
         self._count = 0
         self._header()
 
-    def append(self, block: NDArray[np.uint8]) -> None:
-        """Add ``block``, uint8 ``[k, size, size, 3]``."""
-        self._file.write(np.ascontiguousarray(block).data)
-        self._count += len(block)
+    def __enter__(self) -> PictureFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def append(self, block: NDArray[np.uint8] | bytes) -> None:
+        """Add ``block``, uint8 ``[k, size, size, 3]``, or its bytes."""
+        written = self._file.write(block if isinstance(block, bytes) else np.ascontiguousarray(block).data)
+        self._count += written // (self._size * self._size * 3)
 
     def finish(self, labels: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> None:
         """Close the pictures, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
@@ -97,10 +110,10 @@ class PictureFile:
             return
         unordered = self._path.rename(self._path.with_suffix(".unordered"))
         images = np.load(unordered, mmap_mode="r")
-        ordered = PictureFile(self._directory, self._part, self._size)
-        for start in range(0, len(order), 1024):
-            ordered.append(images[order[start : start + 1024]])
-        ordered.finish(labels)
+        with PictureFile(self._directory, self._part, self._size) as ordered:
+            for start in range(0, len(order), 1024):
+                ordered.append(images[order[start : start + 1024]])
+            ordered.finish(labels)
         unordered.unlink()
 
     def _header(self) -> None:
@@ -111,11 +124,12 @@ class PictureFile:
 
 
 def places(beside: Path | None, override: str | None) -> list[Path]:
-    """Directories in which a decoded data set may lie, best first; ``beside`` is the source's own directory."""
+    """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
     if override is not None:
         return [Path(override).expanduser()]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rankzero"
-    return [home] if beside is None else [beside / "rankzero-cache", home]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    own = [home / "rankzero"] if home.is_absolute() else []  # a container's user may have no home
+    return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
 
 
 def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
@@ -132,8 +146,9 @@ def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents],
         found = _read(place / name)
         if isinstance(found, Stored):  # built while this process waited
             return found
-        for leftover in place.glob(f"{name}.tmp-*"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        for entry in place.iterdir():
+            if entry.name.startswith(f"{name}.tmp-"):  # of a process that was killed
+                shutil.rmtree(entry, ignore_errors=True)
         if found is not None:
             log(f"{place / name}: {found}; decoding again")
             doomed = place / f"{name}.tmp-{uuid.uuid4().hex}"
@@ -166,7 +181,7 @@ def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> 
             while chunk := stream.read(1 << 22):
                 total.update(chunk)
                 advance(len(chunk))
-        with _disk_errors(place):
+        with disk_errors(str(place), _OTHER_PLACE):
             _write_json(place / note, {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()})
     return total.hexdigest()
 
@@ -183,16 +198,14 @@ def writable(places: Sequence[Path]) -> Path:
             probe.touch()
             probe.unlink()
             return place
-    raise UserError(
-        f"no directory for decoded pictures, {' and '.join(map(str, places))} cannot be written",
-        "set data.cache to one that can",
-    )
+    tried = ", ".join(map(str, places)) or "no home directory"
+    raise UserError(f"no directory for decoded pictures can be written ({tried})", "set data.cache to one that can")
 
 
 @contextlib.contextmanager
 def locked(path: Path, log: Log) -> Iterator[None]:
     """Hold the lock file ``path``; the kernel lets it go when the process dies."""
-    lock = filelock.FileLock(path)
+    lock = filelock.FileLock(path, mode=0o666)  # for other users of a shared directory
     try:
         lock.acquire(timeout=2)
     except filelock.Timeout:
@@ -208,7 +221,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
     """Build in a sibling, make it durable, and rename it into place."""
     working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
     try:
-        with _disk_errors(final.parent):
+        with disk_errors(f"decoded pictures in {final.parent}", _OTHER_PLACE):
             working.mkdir()
             contents = build(working)
             hashes = {name: _array_digest(working / f"{name}.npy") for name in ARRAYS}
@@ -276,13 +289,11 @@ def _flush(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _disk_errors(place: Path) -> Iterator[None]:
+def disk_errors(what: str, mend: str) -> Iterator[None]:
+    """Turn "disk full", "no permission" and the like, while writing ``what``, into a ``UserError``."""
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"no room for decoded pictures in {place} ({error.strerror})",
-                "free some, or set data.cache to a directory on a larger disk",
-            ) from None
+        if error.errno in _FULL + _FORBIDDEN:
+            raise UserError(f"{what} cannot be written ({error.strerror})", mend) from None
         raise

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
-from job import archives
+from job import archives, imaging
 from job.archives import shown
 from job.config import UserError
 from job.decoded import Contents, PictureFile, Progress
+from job.imaging import Encoded, Pixels
 
 SPLITS = ("train", "test")
 LAYOUT = "expected train/<class>/* and test/<class>/* there, or an archive of that"
 
-Encoded = bytes | Path
-"""a file's bytes, or where to read them"""
-
-_BLOCK = 256  # pictures a thread takes at once: handing them over one by one costs more than decoding
+_BLOCK = 256  # pictures a process takes at once: handing them over one by one costs more than decoding
 _BLOCK_BYTES = 1 << 24
 _NAMED = 3  # files named in a message; the others are counted
 
@@ -33,60 +27,61 @@ _NAMED = 3  # files named in a message; the others are counted
 def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress) -> Contents:
     """Write the pictures of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and name.
 
-    See ``to_rgb`` for what becomes of other kinds of pictures. Of two members of the same name the later counts, as
-    when an archive is extracted. Raises ``UserError`` for everything that is wrong with the folder or archive, for
-    files that are no pictures unless ``skip_unreadable``, and for classes that are not the same in train and test.
+    See ``imaging.read`` for what becomes of other kinds of pictures. Of two members of the same name the later
+    counts, as when an archive is extracted. Raises ``UserError`` for everything that is wrong with the folder or
+    archive, for files that are no pictures unless ``skip_unreadable``, and for classes that differ between train and
+    test.
     """
+    root = root.absolute()
     layout = _Layout(root)
-    splits = {split: _Split(split, PictureFile(into, split, size)) for split in SPLITS}
-    workers = _cores()
-    # a bomb only warns up to twice the limit; the filter is this process's, so it is set here and not in the threads
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        queue: deque[tuple[_Split, list[str], Future[_Block]]] = deque()
-
-        def submit(split: _Split) -> None:
-            queue.append((split, split.paths, pool.submit(_decode_block, split.encoded, size)))
-            split.paths, split.encoded, split.bytes = [], [], 0
-            if len(queue) > 2 * workers:
-                collect()
-
-        def collect() -> None:
-            split, paths, block = queue.popleft()
-            split.add(paths, *block.result())
-
-        total, unit = archives.extent(root)
-        with progress(f"decoding {root.name}", total, unit) as advance:
-            for member in archives.members(root):
-                advance(member.cost)
-                if (place := layout.place(member)) is None or member.content is None:
-                    continue
-                split = splits[place[0]]
-                split.paths.append(place[1])
-                split.encoded.append(member.content)
-                split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
-                if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
-                    submit(split)
-            for split in splits.values():
-                submit(split)
-            while queue:
-                collect()
-
-    classes = layout.classes()
-    notes = layout.notes()
-    unreadable = [line for split in splits.values() for line in split.unreadable]
-    if unreadable:
-        what = f"{root}: {len(unreadable)} {_files(unreadable)} no readable picture: {_named(unreadable)}"
-        if not skip_unreadable:
-            raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
-        notes.append(f"left out: {what}")
-    for split in splits.values():
-        split.finish(root, classes)
+    with PictureFile(into, "train", size) as train, PictureFile(into, "test", size) as test:
+        splits = {"train": _Split("train", train), "test": _Split("test", test)}
+        _read_all(root, size, layout, splits, progress)
+        classes = layout.classes()
+        notes = layout.notes()
+        unreadable = [line for split in splits.values() for line in split.unreadable]
+        if unreadable:
+            are = "file is not a readable picture" if len(unreadable) == 1 else "files are not readable pictures"
+            what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
+            if not skip_unreadable:
+                raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
+            notes.append(f"left out: {what}")
+        for split in splits.values():
+            split.finish(root, classes)
     return Contents(classes, tuple(notes))
 
 
-_Block = tuple[NDArray[np.uint8], list[str | None]]
-"""the pictures that could be read, [k, size, size, 3], and for each file what was wrong with it, None if nothing"""
+def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split], progress: Progress) -> None:
+    """Read serially, decode in parallel, collect in order."""
+    queue: deque[tuple[_Split, list[str], Future[Pixels]]] = deque()
+    processes = min(_cores(), 32)
+    total, unit = archives.extent(root)
+    with imaging.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
+
+        def submit(split: _Split) -> None:
+            queue.append((split, split.paths, read(split.encoded)))
+            split.paths, split.encoded, split.bytes = [], [], 0
+            if len(queue) > 2 * processes:  # bounds the memory, whatever the disk and the decoders do
+                collect()
+
+        def collect() -> None:
+            split, paths, pixels = queue.popleft()
+            split.add(paths, *pixels.result())
+
+        for member in archives.members(root):
+            advance(member.cost)
+            if (place := layout.place(member)) is None or member.content is None:
+                continue
+            split = splits[place[0]]
+            split.paths.append(place[1])
+            split.encoded.append(member.content)
+            split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
+            if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
+                submit(split)
+        for split in splits.values():
+            submit(split)
+        while queue:
+            collect()
 
 
 class _Split:
@@ -101,14 +96,14 @@ class _Split:
         self.written = 0
         self.unreadable: list[str] = []
 
-    def add(self, paths: list[str], images: NDArray[np.uint8], failures: list[str | None]) -> None:
+    def add(self, paths: list[str], pixels: bytes, failures: list[str | None]) -> None:
         for path, failure in zip(paths, failures, strict=True):
             if failure is None:
                 self.rows[path] = self.written
                 self.written += 1
             else:
                 self.unreadable.append(f"{self.name}/{path} ({failure})")
-        self.file.append(images)
+        self.file.append(pixels)
 
     def finish(self, root: Path, classes: Sequence[str]) -> None:
         """Sort by class and path, so that a folder and any archive of it give the same arrays."""
@@ -188,71 +183,6 @@ class _Layout:
             return []
         where = "outside train/<class>/ and test/<class>/"
         return [f"{self._root}: {len(self._outside)} files {where} passed over: {_named(self._outside)}"]
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB picture, 8 bits a channel, of whatever Pillow has opened.
-
-    The orientation that a camera noted (EXIF) is applied. Grey and palette pictures become RGB; transparent ones lie
-    on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an animation the first
-    frame. Raises ``ValueError`` for floating-point pictures, whose range nobody knows.
-    """
-    if image.getexif().get(0x0112, 1) != 1:  # orientation
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("floating-point picture")
-    if image.mode.startswith("I"):  # 16 bits, some in a container of 32
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _decode_block(encoded: list[Encoded], size: int) -> _Block:
-    images = np.empty((len(encoded), size, size, 3), np.uint8)
-    failures: list[str | None] = []
-    good = 0
-    for item in encoded:
-        try:
-            images[good] = _decode(item, size)
-        except Exception as error:  # Pillow raises nearly anything on a broken file
-            failures.append(_reason(error))
-        else:
-            failures.append(None)
-            good += 1
-    return images[:good], failures
-
-
-def _decode(encoded: Encoded, size: int) -> NDArray[np.uint8]:
-    if isinstance(encoded, Path):
-        if not encoded.is_file():  # a pipe would never end
-            raise ValueError("no file")
-        encoded = encoded.read_bytes()
-    if not encoded:
-        raise ValueError("empty")
-    with Image.open(io.BytesIO(encoded)) as image:
-        picture = to_rgb(image)
-        if picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.BILINEAR)  # Pillow's is antialiased
-        return np.asarray(picture)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "unknown format"
-    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
-        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
-
-
-def _files(names: Sequence[str]) -> str:
-    return "file is" if len(names) == 1 else "files are"
 
 
 def _named(names: Sequence[str], most: int = _NAMED) -> str:

@@ -105,6 +105,13 @@ class RunDirectory:
             left_over.unlink(missing_ok=True)
         self.status()
 
+    def begins_at(self, step: int) -> None:
+        """Record, for the report, that this start goes on from optimizer step ``step``."""
+        content = _read_json(self.path / "environment.json")
+        with contextlib.suppress(OSError, KeyError, IndexError):
+            content["attempts"][-1]["step"] = step
+            write_whole(self.path / "environment.json", json.dumps(content, indent=1))
+
     def metrics_from(self, size: int) -> None:
         """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
         self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
@@ -167,7 +174,8 @@ class RunDirectory:
 
     def reopen(self) -> None:
         """A finished run is to go on, with more epochs."""
-        (self.path / "evaluation.json").unlink()
+        for name in ("evaluation.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
 
     def _compare(self, settings: Config) -> None:
         trained = self.result.get("epochs", 0)

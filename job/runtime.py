@@ -174,23 +174,25 @@ def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 
 
     Raises UserError when fewer processes came than were asked for, or when the device is not there.
     """
-    asked, wants_cpu = _asked_of_launcher()
+    asked = _asked()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked is not None and asked != world_size:
+    if asked.processes is not None and asked.processes != world_size:
         raise UserError(
-            f"{asked} processes were asked for and {world_size} started",
+            f"{asked.processes} processes were asked for and {world_size} started",
             "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
-            f"with --num_processes {asked}",
+            f"with --num_processes {asked.processes}",
         )
     threads = _threads(settings)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Threads that wait spin, for a tenth of a second by default: on shared cores that is ten times slower than working.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    cpu = _on_cpu(settings.device, wants_cpu, torch.cuda.device_count())
+    cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
     # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
@@ -296,44 +298,51 @@ def _launched() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _asked_of_launcher() -> tuple[int | None, bool]:
-    """How many processes, and whether the CPU, were asked for: (None, False) when nobody says.
+@dataclass(frozen=True)
+class _Asked:
+    """What whoever started this process asked for; None where nobody said."""
+
+    processes: int | None = None
+    cpu: bool | None = None
+
+
+def _asked() -> _Asked:
+    """How many processes on what, by the environment or by the launcher's own command line, one process up.
 
     ``accelerate launch --cpu --num_processes 2`` starts one process without a word (huggingface/accelerate#2741), and
-    tells it nothing. So the launcher's own command line, one process up, is read.
+    on a machine without GPUs ``--multi_gpu`` starts as many as asked; neither tells them what was asked.
     """
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on") or None
     if "RANKZERO_WORLD_SIZE" in os.environ:
-        return int(os.environ["RANKZERO_WORLD_SIZE"]), False
+        return _Asked(int(os.environ["RANKZERO_WORLD_SIZE"]), told)
     if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not _launched():
-        return int(os.environ["SLURM_STEP_NUM_TASKS"]), False
+        return _Asked(int(os.environ["SLURM_STEP_NUM_TASKS"]), told)
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
     except OSError:
-        return None, False
+        return _Asked(cpu=told)
     if "launch" not in words or not any("accelerate" in word for word in words[: words.index("launch")]):
-        return None, False
+        return _Asked(cpu=told)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--num_processes", "--num-processes", type=int)
     parser.add_argument("--config_file", "--config-file")
     parser.add_argument("--cpu", "--use_cpu", "--use-cpu", action="store_true")
+    parser.add_argument("--multi_gpu", "--multi-gpu", action="store_true")
+    file: dict[str, Any] = {}
     with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
-        file = {}
         if options.config_file:
             file = config.load_yaml(Path(options.config_file).read_text(), options.config_file)
-        return options.num_processes or file.get("num_processes"), options.cpu or bool(file.get("use_cpu"))
-    return None, False
+        cpu = told or options.cpu or file.get("use_cpu") or (False if options.multi_gpu else None)
+        return _Asked(options.num_processes or file.get("num_processes"), cpu)
+    return _Asked(cpu=told)
 
 
-def _on_cpu(device: str, wants_cpu: bool, gpus: int) -> bool:
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
-    if device == "cpu" or (device == "auto" and (told_cpu or wants_cpu)):
+def _on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
+    if device == "cpu" or (device == "auto" and asked_cpu):
         return True
-    # accelerate starts several processes on one machine only when told `--multi_gpu`, and then tells them so little.
-    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ
-    needed = local_world_size if device == "cuda" or by_accelerate or gpus else 0
-    if gpus < needed:
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpus < needed and (device == "cuda" or asked_cpu is False or gpus):
         raise UserError(
             f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
             "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "

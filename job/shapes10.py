@@ -4,6 +4,9 @@ A picture follows from its number alone. Pixels need only +, -, *, /, sqrt and c
 last bit; cosines are taken of one angle per picture, in float64.
 """
 
+# NumPy types what its functions return as Any
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -32,11 +35,11 @@ def decode(into: Path, progress: Progress) -> Contents:
     """Draw all pictures into the directory ``into``."""
     with progress("drawing shapes10", TRAIN + TEST, "pictures") as advance:
         for split, first, count in (("train", 0, TRAIN), ("test", TRAIN, TEST)):
-            file = PictureFile(into, split, _SIDE)
-            for start in range(first, first + count, _BLOCK):
-                file.append(draw(np.arange(start, start + _BLOCK)))
-                advance(_BLOCK)
-            file.finish(labels(np.arange(first, first + count)))
+            with PictureFile(into, split, _SIDE) as file:
+                for start in range(first, first + count, _BLOCK):
+                    file.append(draw(np.arange(start, start + _BLOCK)))
+                    advance(_BLOCK)
+                file.finish(labels(np.arange(first, first + count)))
     return Contents(CLASSES)
 
 
@@ -53,8 +56,8 @@ def draw(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     background = _paint(dice, right, down, 0, 0.6)
     foreground = _paint(dice, right, down, 0.4, 1)
 
-    radius = dice.between(7, 12)
-    x, y = _turned(dice, right - dice.between(12, 19), down - dice.between(12, 19), 25)
+    radius = dice.between(6.5, 12)
+    x, y = _turned(dice, right - dice.between(12, 19), down - dice.between(12, 19), 30)
     x, y = x / radius * dice.between(0.88, 1.14), y / radius
     distance = np.empty(np.broadcast_shapes(x.shape), np.float32)
     kinds = labels(numbers)
@@ -184,11 +187,11 @@ def _star(x: Plane, y: Plane) -> Plane:
     cosine, sine = np.float32(np.cos(np.pi / 5)), np.float32(np.sin(np.pi / 5))
     x = np.abs(x)
     for _ in range(2):  # a mirror 36 degrees from +y, then the one along +y
-        beyond = 2 * np.maximum(cosine * x - sine * y, 0)
+        beyond: Plane = 2 * np.maximum(cosine * x - sine * y, 0)
         x, y = np.abs(x - beyond * cosine), y + beyond * sine
     tip, notch = np.float32(1.25), np.float32(0.55)
     across, along = tip - notch * cosine, notch * sine
-    return (across * x + along * (y - tip)) / _length(across, along)
+    return (across * x + along * (y - tip)) / np.sqrt(across * across + along * along)
 
 
 _SHAPES = (

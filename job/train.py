@@ -6,6 +6,7 @@ Ways to run it:
   accelerate launch --config_file launch/multi_gpu.yaml job/train.py [...]
   accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/train.py [...]
   sbatch slurm/simple_cnn.sh [...]
+  python job/train.py --check [--nodes N] [--gpus-per-node M] [...]      # everything short of training
 Run it again with the same run directory, on any number of processes, and it continues where it stopped.
 """
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Prepare, train, test, report; returns the exit status."""
+    if "--check" in argv:
+        from job import preflight
+
+        return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
     settings = config.parse(argv, description=__doc__ or "")
@@ -53,6 +58,8 @@ def main(argv: list[str]) -> int:
     directory = place.guarded(lambda: _open(settings, argv), on=place.is_rank_zero)
     path, finished = place.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
     if finished and finished["epochs"] == settings.train.epochs:
+        if directory is not None and not (directory.path / "report.html").exists():
+            _report(directory, console)
         _show(finished, console, directory)
         place.close()
         return 0
@@ -73,7 +80,7 @@ def _open(settings: Config, argv: list[str]) -> RunDirectory:
 def _train(
     settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
 ) -> None:
-    from job import datasets
+    from job import datasets, footprint
     from job.trainer import Trainer
 
     environments = place.gathered(runtime.describe(place))
@@ -88,6 +95,9 @@ def _train(
     assert dataset is not None
     console.say(_describe_data(dataset))
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
+    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
+    if directory is not None:
+        directory.begins_at(trainer.progress.step)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
@@ -97,7 +107,8 @@ def _train(
     console.say(_describe_plan(trainer))
     predictions = trainer.run()
     result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
-    if result is not None:
+    if directory is not None and result is not None:
+        _report(directory, console)
         _show(result, console, directory)
 
 
@@ -112,24 +123,38 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 
 
 def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
-    from job import checkpoint, evaluation
+    from job import checkpoint, evaluation, models, samples
 
+    dataset = trainer.dataset
     checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
     checkpoint.save_weights(
         directory.path / "predictions.safetensors",
         {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
     )
+    samples.keep(directory.path, dataset.test, predictions)
     result = evaluation.report(
         predictions,
-        trainer.dataset.classes,
+        dataset.classes,
         split="test",
         world_size=trainer.runtime.world_size,
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
+        parameters=models.count_parameters(trainer.plain_model),
+        data=dataset.fingerprint,
     )
     directory.finish(result)
     return result
+
+
+def _report(directory: RunDirectory, console: Console) -> None:
+    """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
+    try:
+        from job import report
+
+        report.write(directory.path)
+    except Exception as error:
+        console.warn(f"no report ({runtime.first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from jobs import checkpoints, status
+from jobs import status
 
 KILLED = [-9]
 
@@ -102,14 +99,10 @@ def test_two_processes_either_of_which_is_killed_end_with_the_same_bits(start, u
 
 
 @pytest.mark.parametrize("processes", [3, 4])
-def test_several_processes_add_up_in_the_same_order_after_a_kill(
-    processes, start, undisturbed, same, tmp_path
-) -> None:
+def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, start, undisturbed, same, tmp_path) -> None:
     arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "flip_crop")
     for step in (6, 19):
-        job = start(
-            *arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": "step", "n": step}]
-        )
+        job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": "step", "n": step}])
         job.end()
     job = start(*arguments, processes=processes, network="narrow")
     assert job.wait() == [0] * processes, job.output

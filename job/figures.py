@@ -1,0 +1,353 @@
+"""Figures of a run, drawn by matplotlib: as PNG files, and as SVG whose colours follow the page's light or dark theme.
+
+matplotlib is imported inside functions: training must not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.results import Record, Run, number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LIGHT = {
+    "paper": "#ffffff",
+    "panel": "#f5f6f8",
+    "ink": "#15181c",
+    "muted": "#586170",
+    "rule": "#d8dce2",
+    "accent": "#1d5fbf",
+    "second": "#a9500c",
+    "heat": "#0f4aa0",
+    "right": "#1a7343",
+    "wrong": "#b3261e",
+}
+DARK = {
+    "paper": "#111418",
+    "panel": "#1a1e24",
+    "ink": "#e9ebee",
+    "muted": "#a3abb7",
+    "rule": "#343b45",
+    "accent": "#82b4ff",
+    "second": "#f2a766",
+    "heat": "#8fbcff",
+    "right": "#6cc795",
+    "wrong": "#ff8f86",
+}
+"""Colours by role; blue and orange are told apart with any kind of colour vision. Contrast of text is 4.5 or more."""
+
+MOST_POINTS = 400  # of a curve: more cannot be seen, and would make the page heavy
+MOST_COUNTS = 25  # classes up to which a confusion matrix has room for its counts
+LONGEST = 18  # characters of a class name beside an axis
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's settings for drawing and saving every figure here."""
+    import matplotlib as mpl
+
+    settings: dict[str, Any] = {
+        "axes.axisbelow": True,
+        "axes.edgecolor": LIGHT["rule"],
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "axes.labelcolor": LIGHT["muted"],
+        "axes.spines.left": False,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.constrained_layout.use": True,
+        "font.size": 10,
+        "grid.color": LIGHT["rule"],
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+        "legend.labelcolor": LIGHT["ink"],
+        "lines.linewidth": 1.6,
+        "svg.fonttype": "none",
+        "text.color": LIGHT["ink"],
+        "text.parse_math": False,  # class names are no formulas
+        "xtick.color": LIGHT["muted"],
+        "xtick.major.size": 3,
+        "ytick.color": LIGHT["muted"],
+        "ytick.major.size": 0,
+    }
+    with mpl.rc_context(settings):  # type: ignore[arg-type]
+        yield
+
+
+def loss(run: Run) -> Figure:
+    """Training loss as it went, and of each epoch, with the validation loss."""
+    figure, axes = _axes("loss (cross-entropy, nats)")
+    x, xlabel = _positions(run)
+    lines = run.lines("train")
+    _line(
+        axes,
+        x(lines),
+        _values(lines, "loss"),
+        color=LIGHT["muted"],
+        linewidth=0.9,
+        alpha=0.6,
+        label="training, as it went",
+    )
+    epochs = run.lines("validation")
+    _line(axes, x(epochs), _values(epochs, "train_loss"), color=LIGHT["accent"], marker="o", label="training")
+    _line(axes, x(epochs), _values(epochs, "loss"), color=LIGHT["second"], marker="s", label="validation")
+    return _finished(figure, axes, run, x, xlabel)
+
+
+def accuracy(run: Run) -> Figure:
+    """Validation accuracy of each epoch, the test accuracy with its interval, and the published one."""
+    from matplotlib.ticker import PercentFormatter
+
+    figure, axes = _axes("accuracy")
+    x, xlabel = _positions(run)
+    epochs = run.lines("validation")
+    _line(axes, x(epochs), _values(epochs, "accuracy"), color=LIGHT["second"], marker="s", label="validation")
+    if run.evaluation and epochs:
+        found, (low, high) = run.evaluation["accuracy"], run.evaluation["interval"]
+        error = [[found - low], [high - found]]
+        axes.errorbar(
+            x(epochs[-1:]), [found], error, color=LIGHT["accent"], marker="D", capsize=4, ls="", label="test, 95%"
+        )
+    if run.published is not None and epochs:
+        axes.axhline(run.published, color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 3)), label="published")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
+    return _finished(figure, axes, run, x, xlabel)
+
+
+def throughput(run: Run) -> Figure:
+    """Images per second of training, over all processes."""
+    figure, axes = _axes("images a second")
+    x, xlabel = _positions(run)
+    lines = run.lines("train")
+    _line(axes, x(lines), _values(lines, "images_per_second"), color=LIGHT["accent"], label="training")
+    if run.images_per_second is not None:
+        axes.axhline(
+            run.images_per_second, color=LIGHT["muted"], linewidth=1.3, linestyle=(0, (1, 1.5)), label="median"
+        )
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value < 1e5 else f"{value / 1000:,.0f} k")
+    return _finished(figure, axes, run, x, xlabel)
+
+
+def classes(result: Record, published: float | None = None) -> Figure:
+    """Accuracy per class as bars with 95% intervals, the hardest first; ``result`` is of ``evaluation.json``."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    rows = hardest(result)
+    figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(rows)))
+    axes = figure.subplots()
+    axes.grid(False, axis="y")
+    axes.grid(True, axis="x")
+    places = np.arange(len(rows))
+    found = np.array([number(row["accuracy"]) for row in rows])
+    intervals = np.array([row["interval"] or (math.nan, math.nan) for row in rows], np.float64).reshape(-1, 2)
+    axes.barh(places, found, color=LIGHT["accent"], height=0.66)
+    errors = np.clip([found - intervals[:, 0], intervals[:, 1] - found], 0, 1)
+    axes.errorbar(found, places, xerr=errors, ls="", color=LIGHT["ink"], linewidth=1, capsize=2)
+    axes.set_yticks(places, [shortened(row["name"]) for row in rows])
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel=f"share of each class's {result['split']} pictures")
+    axes.axvline(result["accuracy"], color=LIGHT["second"], linewidth=1.2, label=f"all {result['accuracy']:.1%}")
+    if published is not None:
+        style = (0, (5, 3))
+        axes.axvline(published, color=LIGHT["muted"], linewidth=1.2, ls=style, label=f"published, all {published:.1%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+def confusion(result: Record) -> Figure:
+    """The confusion matrix as a heat map, coloured by the share of the true class; ``result`` as for ``classes``."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    matrix = np.array(result["confusion_matrix"], np.int64)  # [true, predicted]
+    shares = row_shares(matrix)
+    count = len(matrix)
+    names = [shortened(row["name"]) for row in result["classes"]]
+    figure = Figure(figsize=(7, 7) if count > 6 else (4.6, 4.6))
+    axes = figure.subplots()
+    axes.grid(False)
+    axes.imshow(
+        shares,
+        cmap=LinearSegmentedColormap.from_list("heat", [LIGHT["paper"], LIGHT["heat"]]),
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    every = max(1, math.ceil(count / 40))
+    ticks = np.arange(0, count, every)
+    axes.set_xticks(ticks, [names[i] for i in ticks], rotation=90 if count > 6 else 0)
+    axes.set_yticks(ticks, [names[i] for i in ticks])
+    axes.tick_params(length=0, labelsize=10 if count <= MOST_COUNTS else 6)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.spines[:].set_visible(False)
+    if count <= MOST_COUNTS:
+        size = max(5, min(10, 110 // count))
+        for (row, column), images in np.ndenumerate(matrix):
+            color = text_on(LIGHT["paper"], LIGHT["heat"], float(shares[row, column]))
+            axes.text(column, row, f"{images}", ha="center", va="center", color=color, fontsize=size)
+    return figure
+
+
+def pictures(images: NDArray[np.uint8], captions: Sequence[tuple[str, bool]], columns: int = 8) -> Figure:
+    """Pictures [n, H, W, 3], each over a caption of two lines and whether it tells of a right answer."""
+    from matplotlib.figure import Figure
+
+    columns = max(1, min(columns, len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.25 * columns, 1.72 * max(rows, 1)))
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for i, (picture, (caption, right)) in enumerate(zip(images, captions, strict=True)):
+        x, y = 1.25 * (i % columns) + 0.1, 1.72 * (i // columns) + 0.08
+        axes.imshow(picture, extent=(x, x + 1.05, y + 1.05, y), interpolation="nearest")
+        color = LIGHT["ink"] if right else LIGHT["wrong"]
+        axes.text(x + 0.525, y + 1.12, caption, fontsize=7.5, ha="center", va="top", color=color)
+    axes.set(xlim=(0, 1.25 * columns), ylim=(1.72 * max(rows, 1), 0))
+    axes.set_aspect("auto")
+    return figure
+
+
+def to_png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as the content of a PNG file, on white."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    figure.set_layout_engine("none")  # what was laid out once need not be again for the page
+    return file.getvalue()
+
+
+def to_svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an ``<svg>`` element whose colours are the page's variables and whose text is text.
+
+    ``name`` makes its identifiers differ from those of other figures; ``label`` is what a screen reader says.
+    """
+    from matplotlib import rc_context
+
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
+    for role, color in LIGHT.items():
+        svg = svg.replace(color, f"var(--{role})")
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    svg = re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"', r"<svg \1", svg, count=1
+    )
+    return re.sub(r"^<svg[^>]*>", lambda tag: _labelled(tag[0], label), svg, count=1)
+
+
+def _labelled(tag: str, label: str) -> str:
+    from html import escape
+
+    box = re.search(r'viewBox="[^"]*"', tag)
+    xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {xmlns} {box[0] if box else ""} role="img" aria-label="{escape(label)}">'
+
+
+def hardest(result: Record) -> list[Record]:
+    """The classes of ``evaluation.json``, lowest accuracy first; those without pictures last."""
+    return sorted(result["classes"], key=lambda row: math.inf if row["accuracy"] is None else row["accuracy"])
+
+
+def row_shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Counts [true, predicted] as shares of their row; 0 in an empty one."""
+    shares: NDArray[np.float64] = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    return shares
+
+
+def text_on(paper: str, heat: str, share: float) -> str:
+    """Black or white, whichever is read better on ``paper`` with a ``share`` of ``heat`` mixed in.
+
+    By the contrast ratio of WCAG 2.2; the better of the two is at least 4.58 on any colour.
+    """
+    channels = [
+        int(paper[i : i + 2], 16) + share * (int(heat[i : i + 2], 16) - int(paper[i : i + 2], 16)) for i in (1, 3, 5)
+    ]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in channels)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
+
+
+def shortened(name: str, longest: int = LONGEST) -> str:
+    """``name`` without what a class name must not do to a figure: be long, or break lines."""
+    name = " ".join(name.split())
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def _axes(ylabel: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5))
+    axes = figure.subplots()
+    axes.set_ylabel(ylabel)
+    return figure, axes
+
+
+def _positions(run: Run) -> tuple[Any, str]:
+    """A function from metrics lines to places on the horizontal axis, and its label: epochs once one has passed."""
+    per_epoch = run.steps_per_epoch
+    divisor = per_epoch or 1
+    return lambda lines: np.array([line["step"] / divisor for line in lines]), "epoch" if per_epoch else "step"
+
+
+def _values(lines: list[Record], key: str) -> NDArray[np.float64]:
+    return np.array([number(line.get(key)) for line in lines])
+
+
+def _line(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], label: str, **looks: Any) -> None:
+    """A curve, averaged to what can be seen; nothing, also in the legend, where there is nothing finite."""
+    if not np.isfinite(y).any():
+        return
+    if len(y) > MOST_POINTS:
+        parts = np.array_split(np.arange(len(y)), MOST_POINTS)
+        with np.errstate(invalid="ignore"):
+            x, y = (np.array([v[part].mean() for part in parts]) for v in (x, y))
+    if len(y) > 40 or looks.get("marker") is None:
+        looks.pop("marker", None)
+        if np.isfinite(y).sum() == 1:
+            looks["marker"] = "o"
+    axes.plot(x, y, label=label, markersize=3.5, **looks)
+
+
+def _finished(figure: Figure, axes: Axes, run: Run, x: Any, xlabel: str) -> Figure:
+    """Axis labels, the legend, and where the run was interrupted."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    handles, _ = axes.get_legend_handles_labels()
+    if not handles:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=LIGHT["muted"])
+        return figure
+    axes.set_xlim(left=0)
+    for i, step in enumerate(run.resumed_at):
+        place = x([{"step": step}])[0]
+        axes.axvline(place, color=LIGHT["wrong"], linewidth=1, linestyle=(0, (2, 2)), label="" if i else "resumed")
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1),
+        ncols=4,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.4,
+        fontsize=9.5,
+    )
+    return figure

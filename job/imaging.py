@@ -1,0 +1,156 @@
+"""One picture file becomes RGB pixels; many do in processes of their own.
+
+Imports nothing of this project and no array library, since it is also what those processes run: they start in a tenth
+of a second. Threads would not do: of the 0.1 ms that a small picture takes, Pillow spends most in Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
+"""not all that Pillow knows: for some, such as EPS, it starts other programs"""
+
+Encoded = bytes | Path
+"""a picture file's bytes, or where to read them"""
+Pixels = tuple[bytes, list[str | None]]
+"""RGB of the files that could be read, one after the other, and for each file what was wrong with it (None: nothing)"""
+
+
+def read(encoded: Encoded, size: int) -> bytes:
+    """Pixels of a picture in RGB, ``size * size * 3`` bytes in rows, both sides squeezed to ``size`` if they differ.
+
+    See ``to_rgb`` for what becomes of other kinds of pictures. Resizing is bilinear over all pixels that a new one
+    covers. Raises ``ValueError`` with the reason for anything that is not a whole picture, of one of
+    ``FORMATS`` and with at most ``Image.MAX_IMAGE_PIXELS`` pixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # on odd metadata
+            content = _content(encoded)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                picture = to_rgb(image)
+                if picture.size != (size, size):
+                    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+                return picture.tobytes()
+    except Exception as error:  # Pillow raises nearly anything on a broken file
+        raise ValueError(_reason(error)) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An upright RGB picture, 8 bits a channel, of whatever Pillow has opened.
+
+    The orientation that a camera noted (EXIF) is applied. Grey and palette pictures become RGB; transparent ones lie
+    on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an animation the first
+    frame. Raises ``ValueError`` for floating-point pictures, whose range nobody knows.
+    """
+    if image.getexif().get(0x0112, 1) != 1:  # orientation
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("floating-point picture")
+    if image.mode.startswith("I"):  # 16 bits, for some formats in a container of 32
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+class Reader(Protocol):
+    """Reads many files as ``read`` does, later."""
+
+    def __call__(self, encoded: Sequence[Encoded]) -> Future[Pixels]:
+        """Paths must be absolute."""
+        ...
+
+
+@contextlib.contextmanager
+def readers(size: int, processes: int) -> Iterator[Reader]:
+    """So many processes that read pictures at ``size``; they end with this context, or with this process."""
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+
+    def ask(encoded: Sequence[Encoded]) -> Pixels:
+        process = idle.get()
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018 (for mypy)
+        try:
+            pickle.dump((encoded, size), process.stdin, pickle.HIGHEST_PROTOCOL)
+            process.stdin.flush()
+            answer: Pixels = pickle.load(process.stdout)  # noqa: S301 (from our own process)
+            return answer
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            raise ChildProcessError(f"a process that decodes pictures died (status {process.wait()})") from None
+        finally:
+            idle.put(process)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(processes):
+            command = [sys.executable, "-P", __file__]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.enter_context(process)  # closes its input, which ends it, and waits
+            idle.put(process)
+        pool = stack.enter_context(ThreadPoolExecutor(processes))
+        try:
+            yield lambda encoded: pool.submit(ask, encoded)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _serve() -> None:
+    """Answer requests from standard input on standard output until the former ends."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the job, which decides when to stop
+        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            encoded, size = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
+            pixels: list[bytes] = []
+            failures: list[str | None] = []
+            for item in encoded:
+                try:
+                    pixels.append(read(item, size))
+                    failures.append(None)
+                except ValueError as error:
+                    failures.append(str(error))
+            pickle.dump((b"".join(pixels), failures), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+            sys.stdout.buffer.flush()
+
+
+def _content(encoded: Encoded) -> bytes:
+    if isinstance(encoded, Path):
+        if encoded.exists() and not encoded.is_file():  # a pipe would never end
+            raise ValueError("not an ordinary file")
+        encoded = encoded.read_bytes()
+    if not encoded:
+        raise ValueError("empty file")
+    return encoded
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "unknown format"
+    if isinstance(error, (Image.DecompressionBombWarning, Image.DecompressionBombError)):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,167 @@
+"""What came of one start of the job: a verdict, a record of a failure, and a requeue or none.
+
+Standard library and Python 3.8 only, like all of launch/ that runs in the batch step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from allocation import Allocation, run_client, say, show_job
+
+FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
+"""exit statuses of job/train.py"""
+PATIENCE = 3
+"""requeues in a row that bring no new checkpoint, after which the job gives up"""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the job in its run directory, and how that looked before."""
+
+    allocation: Allocation
+    run: Path
+    logs: Path
+    """each rank's standard error, and ``failure.txt``"""
+    status: dict[str, object]
+    checkpoint: str | None
+
+
+def begin(allocation: Allocation, run: Path) -> Start:
+    """Make room for a start's files, and remember what was there before it."""
+    logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}"
+    logs.mkdir(parents=True, exist_ok=True)
+    return Start(allocation, run, logs, read_status(run), newest_checkpoint(run))
+
+
+def settle(start: Start, exit_status: int, messages: list[str]) -> int:
+    """Say what came of a start and see to what follows; the exit status of the batch script.
+
+    ``exit_status`` is srun's, the highest of its tasks; ``messages`` are the lines it wrote itself. What status.json
+    says of this start outranks both: a process can still die after all its work is saved.
+    """
+    after = read_status(start.run)
+    state = after.get("state") if after != start.status else None
+    if exit_status == FINISHED or state == "finished":
+        show_errors(start, 0)
+        return end(start, "finished", FINISHED)
+    if exit_status == PREEMPTED or state == "preempted":
+        show_errors(start, 0)
+        reason = f"stopped after step {after.get('step')} ({after.get('signal')})"
+        return come_back(start, reason, PREEMPTED)
+    if exit_status == BAD_INPUT:
+        show_errors(start, 0)
+        return end(start, "not started again: the input has to be mended first", BAD_INPUT)
+    exit_status = exit_status if 0 < exit_status < 256 else FAILED
+    reason = record_failure(start, messages)
+    if not after and exit_status == FAILED:
+        return end(start, f"not started again, for it never began: {reason}", FAILED)
+    return come_back(start, reason, exit_status)
+
+
+def come_back(start: Start, reason: str, exit_status: int) -> int:
+    """Requeue the job under its own id, unless Slurm has other plans with it or it gets nowhere."""
+    job = start.allocation.job
+    state = re.search(r"JobState=(\w+)", show_job(job))
+    if state is None or state[1] != "RUNNING":
+        # Cancelled, preempted, over its limit or on a dead node: Slurm has decided already whether it comes back.
+        return end(start, f"Slurm has ended the job ({state[1] if state else 'unknown'}): {reason}", exit_status)
+    progressed = newest_checkpoint(start.run) != start.checkpoint
+    idle = 0 if progressed else idle_requeues(start) + 1
+    if idle > PATIENCE:
+        return end(start, f"given up, for {idle} starts in a row brought no new checkpoint: {reason}", FAILED)
+    record = {"job": job, "without_checkpoint": idle}
+    (start.run / "slurm" / "requeues.json").write_text(json.dumps(record) + "\n")
+    count = f" ({idle} of at most {PATIENCE} times without a new checkpoint)" if idle else ""
+    end(start, f"requeued{count}: {reason}", PREEMPTED)
+    done = run_client("scontrol", "requeue", job)  # which may end this process at once
+    if done.returncode:
+        say(f"{done.stderr.strip()}: submit again with --run.dir {start.run} to continue")
+        return exit_status
+    return PREEMPTED
+
+
+def end(start: Start, verdict: str, exit_status: int) -> int:
+    """Tidy up, say the last word, and return ``exit_status``."""
+    for path in start.logs.glob("rank-*.err"):
+        if not path.stat().st_size:
+            path.unlink()
+    if os.listdir(start.run) == ["slurm"] and exit_status == BAD_INPUT:
+        shutil.rmtree(start.run)  # no run ever began in it
+    say(verdict)
+    return exit_status
+
+
+def read_status(run: Path) -> dict[str, object]:
+    """What status.json says; empty if there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((run / "status.json").read_text())
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def newest_checkpoint(run: Path) -> str | None:
+    """Name of the newest checkpoint, or None."""
+    with contextlib.suppress(OSError):
+        steps = [(int(name[5:]), name) for name in os.listdir(run / "checkpoints") if re.fullmatch(r"step-\d+", name)]
+        return max(steps)[1] if steps else None
+    return None
+
+
+def idle_requeues(start: Start) -> int:
+    """How often in a row this job was requeued without a new checkpoint."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        content = json.loads((start.run / "slurm" / "requeues.json").read_text())
+        return int(content["without_checkpoint"]) if content["job"] == start.allocation.job else 0
+    return 0
+
+
+def record_failure(start: Start, messages: list[str]) -> str:
+    """Write down who failed first, where, after which step and with what traceback; one line that names the file."""
+    rank, node, how = first_failure(start, messages) or (0, "an unknown node", "srun failed")
+    step = read_status(start.run).get("step", 0)
+    text = f"rank {rank} of {start.allocation.world_size} on {node} failed first, after step {step}: {how}"
+    report = start.logs / "failure.txt"
+    errors = error_text(start, rank)
+    report.write_text(f"{text}\n\nstandard error of rank {rank}:\n{errors}\nsrun:\n{''.join(messages)}")
+    show_errors(start, rank)
+    return f"{text}; see {report}"
+
+
+def first_failure(start: Start, messages: list[str]) -> tuple[int, str, str] | None:
+    """Rank, node and end of the task that failed first, from what srun said in order; None if it said nothing.
+
+    Ranks that only lost contact to that one, or were then ended by srun, are passed over.
+    """
+    failures = []
+    for line in messages:
+        for node, ranks, how in re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (.*)", line):
+            for part in ranks.split(","):
+                first, _, last = part.partition("-")
+                failures += [(rank, node, how) for rank in range(int(first), int(last or first) + 1)]
+
+    def followed(failure: tuple[int, str, str]) -> bool:
+        rank, _, how = failure
+        return how.startswith("Terminated") or (how.startswith("Exited") and "Traceback" not in error_text(start, rank))
+
+    return min(failures, key=followed, default=None)
+
+
+def error_text(start: Start, rank: int) -> str:
+    """What a rank wrote to its standard error."""
+    with contextlib.suppress(OSError):
+        return (start.logs / f"rank-{rank}.err").read_text(errors="replace")
+    return ""
+
+
+def show_errors(start: Start, rank: int, lines: int = 60) -> None:
+    """Copy the end of a rank's standard error to the Slurm log."""
+    sys.stderr.write("".join(error_text(start, rank).splitlines(keepends=True)[-lines:]))
+    sys.stderr.flush()

@@ -1,0 +1,148 @@
+"""What Slurm gave: the allocation, read from the environment and from the controller.
+
+Standard library and Python 3.8 only, like all of launch/ that runs in the batch step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+
+
+class LaunchError(Exception):
+    """What the user can mend: what is wrong, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What Slurm gave."""
+
+    job: str
+    """what scontrol calls this job; ``<array>_<task>`` in an array, where the bare id can mean the whole array"""
+    name: str
+    restarts: int
+    nodes: tuple[str, ...]
+    gpus: int
+    """on each node"""
+    processes: int
+    """ranks on each node: one a GPU; without GPUs as many as tasks were asked for, or one"""
+    cpus: int
+    """CPUs of a rank"""
+    array_task: str | None
+    end_time: int | None
+    """seconds since 1970; None without a time limit"""
+
+    @property
+    def world_size(self) -> int:
+        return len(self.nodes) * self.processes
+
+
+def read_allocation(job: str, record: str) -> Allocation:
+    """The allocation as the environment and the controller's ``record`` describe it.
+
+    Raises LaunchError for one that ranks cannot be spread over evenly.
+    """
+    env = os.environ
+    nodes = expand(env["SLURM_JOB_NODELIST"])
+    if "SLURM_GPUS_PER_TASK" in env:
+        raise LaunchError(
+            "--gpus-per-task hides a node's other GPUs from each process: ask for them with --gpus-per-node"
+        )
+    gpus = gpus_per_node(record, nodes)
+    tasks = tasks_per_node()
+    if gpus and tasks not in (None, 1, gpus):
+        raise LaunchError(
+            f"{tasks} tasks a node on {gpus} GPUs a node: there is one process a GPU, so leave out --ntasks and"
+            " --ntasks-per-node, or ask for as many GPUs"
+        )
+    processes = gpus or tasks or 1
+    cpus = min(map(int, re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE", "1"))))  # 8(x2),16
+    return Allocation(
+        job=job,
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", env.get("SLURM_JOB_NAME", "job")).lstrip(".") or "job",
+        restarts=int(env.get("SLURM_RESTART_COUNT", "0")),
+        nodes=nodes,
+        gpus=gpus,
+        processes=processes,
+        cpus=max(1, cpus // processes),
+        array_task=env.get("SLURM_ARRAY_TASK_ID"),
+        end_time=end_time(job),
+    )
+
+
+def expand(hosts: str) -> tuple[str, ...]:
+    """``n[1-2]`` as ``("n1", "n2")``."""
+    done = run_client("scontrol", "show", "hostnames", hosts)
+    if done.returncode:
+        raise LaunchError(f"scontrol cannot expand the node list {hosts}: {done.stderr.strip()}")
+    return tuple(done.stdout.split())
+
+
+def gpus_per_node(record: str, nodes: tuple[str, ...]) -> int:
+    """GPUs on each node; 0 without. Raises LaunchError where nodes differ."""
+    counts: dict[str, int] = {}
+    for hosts, resources in re.findall(r" Nodes=(\S+) CPU_IDs=\S+ Mem=\S+ GRES=(\S*)", record):
+        count = sum(int(number) for number in re.findall(r"(?:^|,)gpu(?::[^:(,]+)?:(\d+)", resources))
+        counts.update(dict.fromkeys(expand(hosts), count))
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} on {node}" for node, count in counts.items())
+        raise LaunchError(f"the nodes have unequal numbers of GPUs ({listed}): ask with --gpus-per-node")
+    if set(counts) == set(nodes):
+        return next(iter(counts.values()))
+    return int(os.environ.get("SLURM_GPUS_ON_NODE", "0"))
+
+
+def tasks_per_node() -> int | None:
+    """Tasks on each node if the user asked for tasks, else None. Raises LaunchError where nodes differ."""
+    env = os.environ
+    if "SLURM_NTASKS" not in env and "SLURM_NTASKS_PER_NODE" not in env:
+        return None
+    layout = env.get("SLURM_TASKS_PER_NODE", "1")  # 2(x2), or 2,1
+    if "," in layout:
+        raise LaunchError(f"tasks lie unevenly on the nodes ({layout}): ask with --nodes and --ntasks-per-node")
+    return int(layout.split("(")[0])
+
+
+def end_time(job: str) -> int | None:
+    """When the time limit ends the job, in seconds since 1970. Newer versions of Slurm set the variable."""
+    given = os.environ.get("SLURM_JOB_END_TIME", "")
+    if given.isdigit():
+        return int(given)
+    text = run_client("squeue", "--noheader", "--jobs", job, "--format", "%e").stdout.strip()
+    with contextlib.suppress(ValueError):
+        return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp())
+    return None
+
+
+def job_name() -> str:
+    """What to call this job in ``scontrol``."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def show_job(job: str) -> str:
+    """The controller's record of the job, on one line; it is asked for a minute, for it may be busy or restarting."""
+    for attempt in range(7):
+        if attempt:
+            time.sleep(10)
+        done = run_client("scontrol", "show", "job", "--details", "--oneliner", job)
+        if done.returncode == 0 and "JobState=" in done.stdout:
+            return done.stdout
+    raise LaunchError(f"scontrol knows nothing of job {job}: {done.stderr.strip()}")
+
+
+def run_client(*command: str) -> subprocess.CompletedProcess[str]:
+    """A Slurm command, its output captured."""
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def say(text: str) -> None:
+    """One line in the Slurm log."""
+    print(f"slurm: {text}", file=sys.stderr, flush=True)

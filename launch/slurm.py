@@ -1,0 +1,218 @@
+"""Turns a Slurm allocation into a launch, and what came of the launch into a requeue or an end.
+
+    python launch/slurm.py configs/vgg16.yaml [--key.sub value ...]        # inside an allocation; see slurm/*.sh
+
+One ``srun`` task a rank runs ``python job/train.py`` itself, without a launcher in between: accelerate forms its group
+from the environment, signals reach the ranks and exit statuses come back as they are. docs/cluster.md says more.
+
+Runs in the batch step, on the first node, with nothing but the standard library and any Python from 3.8 on: where the
+job's own Python lives in a container, this one does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+
+import aftermath
+from aftermath import BAD_INPUT, Start
+from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show_job
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REPEAT_STOP = 5.0
+"""seconds after which the STOP file is written again"""
+
+# Runs on the node, where SLURM_PROCID is the rank's own; in the batch shell it is always 0. The user's words arrive in
+# "$@" and are never read as shell. SIGUSR1 is ignored until the job has its handler: it can come in the first seconds,
+# and its default is death.
+ON_NODE = 'trap "" USR1; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec "$@"'
+
+
+def main(config: str, overrides: list[str]) -> int:
+    """Launch, wait, and see to what follows; the exit status of the batch script."""
+    if "SLURM_JOB_ID" not in os.environ:
+        raise LaunchError("this is no Slurm job: submit it, sbatch slurm/vgg16.sh, or use accelerate launch by hand")
+    stop = StopRequest()
+    job = job_name()
+    allocation = read_allocation(job, show_job(job))
+    run = run_directory(allocation, overrides)
+    arguments = ["--config", config, *defaults(allocation, run, overrides), *overrides]
+    start = aftermath.begin(allocation, run)
+    say(
+        f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
+        f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
+    )
+    stop.file = run / "STOP"
+    exit_status, messages = launch(start, arguments)
+    stop.withdraw()
+    return aftermath.settle(start, exit_status, messages)
+
+
+def given(overrides: list[str], key: str) -> str | None:
+    """The last value that the user gives ``key`` (``--key value`` or ``--key=value``), or None."""
+    value = None
+    for i, word in enumerate(overrides):
+        if word == key and i + 1 < len(overrides):
+            value = overrides[i + 1]
+        elif word.startswith(f"{key}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
+    """The job's run directory: the same after a requeue, another one for each task of an array."""
+    asked = given(overrides, "--run.dir")
+    if asked is None:
+        return REPOSITORY / "runs" / f"{allocation.name}-{allocation.job}"
+    if allocation.array_task is not None:
+        raise LaunchError(
+            f"--run.dir {asked} in a job array gives every task the same directory: leave it out, and each has its own"
+        )
+    return (REPOSITORY / Path(asked).expanduser()).resolve()
+
+
+def defaults(allocation: Allocation, run: Path, overrides: list[str]) -> list[str]:
+    """What the job is told unless the user says otherwise."""
+    words = []
+    if allocation.gpus and given(overrides, "--runtime.device") is None:
+        words += ["--runtime.device", "cuda"]  # a node without its driver must not train on its CPU, unnoticed
+    if given(overrides, "--run.dir") is None:
+        words += ["--run.dir", str(run)]
+    if allocation.array_task is not None and given(overrides, "--train.seed") is None:
+        words += ["--train.seed", allocation.array_task]
+    if given(overrides, "--data.cache") is None:
+        local = local_disk(allocation)
+        words += ["--data.cache", str(local)] if local else []
+    return words
+
+
+def local_disk(allocation: Allocation) -> Path | None:
+    """A directory on every node's own disk for the decoded pictures; None where the site names none.
+
+    One process a node decodes the archive into it while the others wait, and all of them map it.
+    """
+    named = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
+    if not named or not os.path.isabs(named):
+        return None
+    local = Path(named) / "rankzero"
+    nodes = str(len(allocation.nodes))
+    done = run_client("srun", "--export=ALL", "--mpi=none", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node=1",
+                      "--cpus-per-task=1", "mkdir", "-p", "--", str(local))  # fmt: skip
+    if done.returncode:
+        say(f"{local} cannot be made on every node, so the decoded pictures stay where the data set is")
+        return None
+    return local
+
+
+def environment(allocation: Allocation) -> dict[str, str]:
+    """The environment of a rank, but for RANK and LOCAL_RANK, which it learns on its node."""
+    told = {
+        "MASTER_ADDR": address(allocation.nodes),
+        "MASTER_PORT": str(port(allocation)),
+        "WORLD_SIZE": str(allocation.world_size),
+        "LOCAL_WORLD_SIZE": str(allocation.processes),
+        "RANKZERO_WORLD_SIZE": str(allocation.world_size),
+        "OMP_NUM_THREADS": str(allocation.cpus),
+        "PYTHONUNBUFFERED": "1",  # a log that is read while the job runs
+    }
+    if allocation.end_time is not None:
+        told["RANKZERO_END_TIME"] = str(allocation.end_time)
+    return {**os.environ, **told}
+
+
+def address(nodes: tuple[str, ...]) -> str:
+    """Where rank zero is met: the first node's name, or Slurm's address of it where the name does not resolve."""
+    if len(nodes) == 1:
+        return "127.0.0.1"
+    names: list[str] = re.findall(r"NodeAddr=(\S+)", run_client("scontrol", "show", "node", nodes[0]).stdout)
+    for candidate in (nodes[0], *names):
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(candidate, None)
+            return candidate
+    raise LaunchError(f"the name {nodes[0]} does not resolve on itself: ask the site's administrators")
+
+
+def port(allocation: Allocation) -> int:
+    """A free port of this node, rank zero's, another one for each job and each start of it.
+
+    Below 32768, where Linux begins to hand out ports for outgoing connections.
+    """
+    number = int(os.environ["SLURM_JOB_ID"]) * 7 + allocation.restarts * 131
+    for candidate in (15000 + (number + i) % 17000 for i in range(100)):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", candidate))
+            return candidate
+    raise LaunchError(f"a hundred ports from {15000 + number % 17000} on are taken on this node: use another node")
+
+
+class StopRequest:
+    """SIGUSR1 to this process (``--signal=B:USR1@...``), passed on to the job as a STOP file.
+
+    It is written again every few seconds, for a job that has just begun removes an old one: no moment is too early.
+    """
+
+    def __init__(self) -> None:
+        self.file: Path | None = None
+        """set once the run directory is there"""
+        self.asked = False
+        signal.signal(signal.SIGUSR1, self._on_signal)
+        signal.signal(signal.SIGALRM, self._write)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT_STOP, REPEAT_STOP)
+        # Ends the batch shell of others. Whenever Slurm sends it here, it sends it to the ranks as well; wait for them.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    def withdraw(self) -> None:
+        """The job has ended: leave no STOP file for the next start."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.asked and self.file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.file.unlink()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked:
+            say(f"{signal.Signals(number).name}: asking the job to stop and save")
+        self.asked = True
+        self._write(number, frame)
+
+    def _write(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and self.file is not None:
+            with contextlib.suppress(OSError):
+                self.file.touch()
+
+
+def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
+    """Run the job to its end on all nodes; srun's exit status, the highest of its tasks, and the lines it said itself.
+
+    The job's standard output goes where ours goes, each rank's standard error to a file of its own.
+    """
+    allocation = start.allocation
+    python = os.environ.get("RANKZERO_PYTHON") or sys.executable
+    command = [
+        "srun", "--export=ALL", "--mpi=none", "--kill-on-bad-exit=1",
+        f"--nodes={len(allocation.nodes)}", f"--ntasks={allocation.world_size}",
+        f"--ntasks-per-node={allocation.processes}", f"--cpus-per-task={allocation.cpus}", f"--chdir={REPOSITORY}",
+        f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
+        "bash", "-c", ON_NODE, "rank", python, str(REPOSITORY / "job" / "train.py"), *arguments,
+    ]  # fmt: skip
+    messages = []
+    with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE, text=True) as srun:
+        for line in srun.stderr or ():
+            messages.append(line)
+            print(line, end="", file=sys.stderr, flush=True)
+    return srun.returncode, messages
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1], sys.argv[2:]))
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

@@ -1,0 +1,250 @@
+"""The shipped sbatch scripts on a real Slurm: what they start, and how a job ends, is stopped, and comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from conftest import TINY, TWO_NODES, Site
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
+TWO_GPUS = ["--gpus-per-node=2", "--cpus-per-task=2"]
+ON_CPU = ["--runtime.device", "cpu"]  # the cluster's GPUs are plain files
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """What the run measured, without how fast it was."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second", "seconds")} for line in lines]
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return content
+
+
+def state(run: Path) -> str:
+    return str(json.loads((run / "status.json").read_text())["state"])
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Both runs measured the same and ended with the same weights, bit for bit."""
+    assert metrics(run) == metrics(other)
+    assert evaluation(run)["confusion_matrix"] == evaluation(other)["confusion_matrix"]
+    assert (run / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def rank_processes(cluster: Cluster, job: str) -> dict[int, int]:
+    """Process of each rank."""
+    found = {}
+    for pid in cluster.processes(job):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.update({int(e[5:]): pid for e in environment if e.startswith(b"RANK=")})
+    return found
+
+
+def test_overrides_reach_the_job_unread_by_any_shell_and_from_any_folder(site: Site, tmp_path: Path) -> None:
+    run = tmp_path / 'a "run" $(touch pwned); dir'
+    job = site.submit(
+        "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs=1", f"--run.dir={run}"]
+    )
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), site.log(job)
+    assert evaluation(run)["world_size"] == 1
+    assert evaluation(run)["epochs"] == 1
+    assert "10 classes" in site.log(job)
+    assert not list(site.repository.glob("**/pwned"))
+    assert site.cluster.processes(job) == []
+
+
+def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(site: Site, undisturbed: Path) -> None:
+    job = site.submit("--nodes=2", *TWO_GPUS, overrides=[*TINY, *ON_CPU])
+    assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job)
+    assert evaluation(site.run(job))["world_size"] == 4
+    assert evaluation(undisturbed)["world_size"] == 2
+    for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
+        assert mine["step"] == other["step"]
+        assert mine.get("loss") == pytest.approx(other.get("loss"), rel=0.02)
+
+
+def test_an_array_gives_every_task_its_own_seed_and_run_directory(site: Site) -> None:
+    array = site.submit(
+        "--array=7-9", "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs", "1"]
+    )
+    for seed in (7, 8, 9):
+        task = f"{array}_{seed}"
+        assert site.cluster.wait(task)["JobState"] == "COMPLETED"
+        assert f"seed: {seed}" in (site.run(task) / "config.yaml").read_text()
+        assert evaluation(site.run(task))["images"] == 5000
+    assert len({evaluation(site.run(f"{array}_{seed}"))["accuracy"] for seed in (7, 8, 9)}) > 1
+
+
+def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: Site) -> None:
+    job = site.submit(*TWO_NODES, overrides=["--train.epoks", "3"])
+    ended = site.cluster.wait(job, seconds=30)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert [line for line in site.log(job).splitlines() if line.startswith("error:")] == [
+        "error: unknown key train.epoks: did you mean train.epochs?"
+    ]
+    assert not site.run(job).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--nodes=2", "--gpus=3"], "unequal numbers of GPUs"),
+        (["--ntasks=2", "--gpus-per-task=1", "--gpus-per-node=2"], "ask for them with --gpus-per-node"),
+        (["--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=3"], "one process a GPU"),
+        (["--array=1-2", "--gpus-per-node=0"], "gives every task the same directory"),
+    ],
+)
+def test_an_allocation_that_cannot_be_honoured_is_refused_in_one_line(
+    site: Site, options: list[str], complaint: str
+) -> None:
+    overrides = ["--run.dir", "somewhere"] if "array" in options[0] else []
+    # The script's own default stands in the way of --gpus, as it does for a user.
+    script = site.repository / "slurm" / "any_gpus.sh"
+    text = (site.repository / "slurm" / "simple_cnn.sh").read_text()
+    script.write_text(text.replace("#SBATCH --gpus-per-node=1", "") if "--gpus=3" in options else text)
+    job = site.submit(*options, "--cpus-per-task=1", script="any_gpus.sh", overrides=overrides)
+    ended = site.cluster.wait(f"{job}_2" if "array" in options[0] else job, seconds=30)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    log = site.log(job)
+    assert re.search(rf"^error: .*{complaint}", log, re.MULTILINE), log
+    assert len(log.splitlines()) == 1
+
+
+def test_a_gpu_allocation_without_usable_gpus_is_refused(site: Site) -> None:
+    job = site.submit("--gpus-per-node=1", "--cpus-per-task=1", overrides=TINY, CUDA_VISIBLE_DEVICES="")
+    ended = site.cluster.wait(job, seconds=60)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert "error: 1 GPU was asked for" in site.log(job)
+
+
+@pytest.mark.parametrize("how", ["requeue", "signal to the batch step", "signal to the ranks", "preempted", "graceful"])
+def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site, undisturbed: Path, how: str) -> None:
+    partition = "graceful" if how == "graceful" else "work"
+    job = site.submit(*TWO_NODES, f"--partition={partition}", overrides=TINY)
+    site.wait_for_step(job, 20)
+    if how == "requeue":
+        site.cluster.run("scontrol", "requeue", job)
+    elif how == "signal to the batch step":
+        site.cluster.run("scancel", "--batch", "--signal=USR1", job)
+    elif how == "signal to the ranks":
+        site.cluster.run("scancel", "--signal=USR1", job)
+    else:
+        more_urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+        site.cluster.submit(*more_urgent, directory=site.home)
+    ended = site.cluster.wait(job)
+    log = site.log(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    stopped_at = int(re.findall(r"stopped after step (\d+)", log)[0])
+    assert 20 <= stopped_at < 250
+    assert log.count("run directory") == 2, "both starts are in one log"
+    assert_same(site.run(job), undisturbed)
+
+
+def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_checkpoint(
+    site: Site, undisturbed: Path
+) -> None:
+    job = site.submit(*TWO_NODES, overrides=[*TINY, "--checkpoint.every_steps", "30"])
+    site.wait_for_step(job, 40)
+    os.kill(rank_processes(site.cluster, job)[1], signal.SIGKILL)
+    ended = site.cluster.wait(job)
+    log = site.log(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    verdict = next(line for line in log.splitlines() if "requeued" in line)
+    assert "rank 1 of 2 on n2 failed first" in verdict
+    assert "Killed" in Path(verdict.partition("; see ")[2]).read_text()
+    assert_same(site.run(job), undisturbed)
+
+
+def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> None:
+    job = site.submit(*TWO_NODES, overrides=[*TINY, "--checkpoint.every_steps", "30"])
+    site.wait_for_step(job, 40)
+    site.cluster.kill_node("n2")
+    # The controller would find out by itself after SlurmdTimeout.
+    site.cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
+    try:
+        site.cluster.wait(job, "PENDING")
+    finally:
+        site.cluster.start_node("n2")
+        site.cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(job)
+    assert_same(site.run(job), undisturbed)
+
+
+def test_the_time_limit_s_signal_saves_and_requeues(site: Site, undisturbed: Path) -> None:
+    # Slurm may send the signal up to a minute early, and does.
+    overrides = [*TINY, "--train.epochs", "8"]
+    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:USR1@50", overrides=overrides)
+    ended = site.cluster.wait(job, seconds=200)
+    log = site.log(job)
+    assert ended["JobState"] == "COMPLETED", log
+    assert int(ended["Restarts"]) >= 1
+    assert "SIGUSR1: asking the job to stop and save" in log
+    epochs = [m for m in metrics(site.run(job)) if m["split"] == "validation"]
+    assert epochs[:2] == [m for m in metrics(undisturbed) if m["split"] == "validation"]
+    assert [m["epoch"] for m in epochs] == list(range(1, 9))
+
+
+def test_without_any_signal_it_stops_by_itself_before_the_time_limit(site: Site) -> None:
+    endless = [*TINY, "--train.epochs", "1000"]
+    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:URG@1", overrides=endless)
+    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT", seconds=15)  # may have to queue
+    site.wait_for_step(job, 5)
+    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT")
+    site.cluster.run("scancel", job)
+    assert re.search(r"requeued: stopped after step \d+ \(time limit\)", site.log(job)), site.log(job)
+
+
+def test_a_cancelled_job_saves_and_is_never_brought_back(site: Site) -> None:
+    job = site.submit(*TWO_NODES, overrides=[*TINY, "--train.epochs", "1000"])
+    site.wait_for_step(job, 20)
+    site.cluster.run("scancel", job)
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    while site.cluster.processes(job):
+        pass
+    assert state(site.run(job)) == "preempted"
+    assert "requeued" not in site.log(job)
+    assert list((site.run(job) / "checkpoints").glob("step-*"))
+
+
+def test_a_crash_loop_is_given_up(site: Site, tmp_path: Path) -> None:
+    crashes = tmp_path / "python"
+    crashes.write_text("#!/bin/bash\nkill -SEGV $$\n")
+    crashes.chmod(0o755)
+    job = site.submit("--gpus-per-node=0", overrides=TINY, RANKZERO_PYTHON=str(crashes))
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "3")
+    last = site.log(job).splitlines()[-1]
+    assert "given up, for 4 starts in a row brought no new checkpoint" in last
+    assert "Segmentation fault" in Path(last.partition("; see ")[2]).read_text()
+
+
+def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
+    job = site.submit("--gpus-per-node=0", overrides=TINY, RANKZERO_PYTHON="/usr/bin/false")
+    ended = site.cluster.wait(job, seconds=30)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0")
+    assert "not started again, for it never began" in site.log(job)
+
+
+def test_the_shipped_requests_are_accepted_and_the_scripts_are_clean(site: Site) -> None:
+    scripts = sorted((site.repository / "slurm").glob("*.sh"))
+    assert {"simple_cnn.sh", "vgg16.sh"} <= {script.name for script in scripts}
+    for script in scripts:
+        site.cluster.run("bash", "-n", script)
+        site.cluster.run("sbatch", "--test-only", script)
+        if shutil.which("shellcheck"):
+            subprocess.run(["shellcheck", script], check=True)
