@@ -12,11 +12,17 @@ Run it again with the same run directory, on any number of processes, and it con
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from job.preemption import SIGNALS, Preemption
+
+if __name__ == "__main__":  # what comes before the handlers stand waits for them
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 import subprocess
 import time
@@ -26,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from job import config, run_directory, runtime
 from job.config import PREEMPTED, Config
-from job.preemption import Preemption
 from job.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file is
 written beside, and not yet renamed), ``named NAME`` (it is).
-Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (50 ms),
-note (a file named after the point).
+Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
+50 ms), note (leave a file named after the point).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 

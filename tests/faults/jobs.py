@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -23,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]
 
 
-def _forking_server() -> ForkServerContext:
+@functools.cache
+def fork_server() -> ForkServerContext:
     """Starts processes that have torch imported already."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["injected"])
@@ -34,7 +36,7 @@ def _forking_server() -> ForkServerContext:
     return server
 
 
-_server = _forking_server()
+_server = fork_server()
 
 
 class Job:
