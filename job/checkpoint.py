@@ -140,9 +140,9 @@ class Checkpoints:
             self._error = error
 
     def _retire(self, written: Path) -> None:
-        found = _by_step(written.parent)
         # Counted from the new one down: a later step was passed over, and could not be set aside.
-        for path in found[: found.index(written) + 1][: -self._keep]:
+        found = [path for path in _by_step(written.parent) if path.name <= written.name]
+        for path in found[: -self._keep]:
             # A rename first: a checkpoint that is half deleted must not look like a damaged one.
             trash = path.with_name(f".trash-{path.name}")
             reached("retire")
@@ -158,7 +158,7 @@ def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: 
     older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
     Raises UserError when there are some and none verifies.
     """
-    found = _by_step(directory) if directory.is_dir() else []
+    found = _by_step(directory)
     for path in reversed(found):
         try:
             state = read(path)
@@ -317,7 +317,8 @@ def _name(state: State) -> str:
 
 def _by_step(directory: Path) -> list[Path]:
     """Checkpoints in place, oldest first: by step, for clocks lie."""
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    paths = directory.iterdir() if directory.is_dir() else ()
+    found = [(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 

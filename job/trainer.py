@@ -345,10 +345,11 @@ class Trainer:
         return state
 
     def _rehearse(self) -> None:
-        """Go forward and backward once, without effect.
+        """Go forward and backward, without effect.
 
-        DDP sums gradients in buckets that it lays out anew after the first backward pass. With three or more ranks the
-        order of the terms depends on the layout, and a run that is continued must not begin with another one.
+        DDP sums gradients in buckets, and lays these out anew after its first passes (the second, for a static graph).
+        With three or more ranks the order of the terms follows from the layout: a run that is continued must not begin
+        with another one than a run that was not disturbed has long left behind.
         """
         if self.runtime.world_size == 1:
             return
@@ -356,8 +357,9 @@ class Trainer:
         count = self.settings.train.batch_size // self.runtime.world_size if compiled else 2
         images = torch.zeros(count, *self.dataset.train.images.shape[1:], device=self.runtime.device)
         buffers = [(buffer, buffer.clone()) for buffer in self.plain_model.buffers()]
-        self.model(images.to(memory_format=torch.channels_last)).sum().backward()
-        self.optimizer.zero_grad()
+        for _ in range(2):
+            self.model(images.to(memory_format=torch.channels_last)).sum().backward()
+            self.optimizer.zero_grad()
         for buffer, before in buffers:
             buffer.copy_(before)
 

@@ -36,9 +36,6 @@ def fork_server() -> ForkServerContext:
     return server
 
 
-_server = fork_server()
-
-
 class Job:
     """A job of ``processes`` ranks that was started and is not waited for. ``ranks`` are their processes."""
 
@@ -64,7 +61,7 @@ class Job:
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
             own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            process = _server.Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
+            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
             process.start()
             self.ranks.append(process)
 

@@ -1,4 +1,4 @@
-"""A rank that dies, hangs or computes nonsense ends all ranks soon; the cause is named once, and nothing bad is saved."""
+"""A rank that dies, hangs or computes nonsense ends all ranks soon; the cause is named once, nothing bad is saved."""
 
 from __future__ import annotations
 
