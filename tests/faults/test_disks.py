@@ -161,7 +161,7 @@ def test_a_run_directory_that_vanishes_ends_the_run_at_the_next_line(gone, start
     run.rename(tmp_path / "elsewhere")
     if gone == "deleted":
         shutil.rmtree(tmp_path / "elsewhere")
-    assert job.wait(10) == [1]
+    assert job.wait() == [1]
     lines = [line for line in job.output.splitlines() if line.startswith("error:")]
     assert lines == ["error: run directory cannot be written (No such file or directory); there is no checkpoint"]
     assert "Traceback" not in job.output

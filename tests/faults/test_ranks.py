@@ -20,7 +20,7 @@ def errors(job) -> list[str]:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_raises_ends_both_and_is_named_once(rank, start, undisturbed, same, tmp_path) -> None:
     job = start(processes=2, faults=[{"do": "raise", "at": "step", "n": 7, "rank": rank}])
-    assert job.wait(20) == [1, 1], job.output
+    assert job.wait() == [1, 1], job.output
     assert errors(job) == [f"error: rank {rank} failed: ValueError: a fault was injected at step"]
     assert status(tmp_path / "run")["state"] == "failed"
     assert "a fault was injected" in status(tmp_path / "run")["error"]
@@ -28,18 +28,17 @@ def test_a_rank_that_raises_ends_both_and_is_named_once(rank, start, undisturbed
     same(tmp_path / "run", undisturbed(processes=2))
 
 
-@pytest.mark.timeout(120)
 def test_under_the_launcher_the_cause_is_named_and_all_ends_soon(settings, tmp_path) -> None:
     command = [*launcher(2), "tests/faults/injected.py", *settings, "--run.dir", str(tmp_path / "run")]
     job = Launched(command, tmp_path / "out", FAULTS='[{"do": "raise", "at": "step", "n": 7, "rank": 1}]')
     assert job.wait() == 1
-    all_end(job, 5)
+    all_end(job, 30)
     assert errors(job) == ["error: rank 1 failed: ValueError: a fault was injected at step"]
 
 
 def test_a_rank_that_exits_0_early_is_no_success(start, tmp_path) -> None:
     job = start(processes=2, faults=[{"do": "exit0", "at": "step", "n": 7, "rank": 1}])
-    assert job.wait(20) == [1, 0], job.output
+    assert job.wait() == [1, 0], job.output
     assert len(errors(job)) == 1
     assert "lost contact with another process" in errors(job)[0]
     assert not (tmp_path / "run" / "evaluation.json").exists()
@@ -48,7 +47,7 @@ def test_a_rank_that_exits_0_early_is_no_success(start, tmp_path) -> None:
 
 def test_a_rank_that_hangs_is_given_up_after_the_time_limit(start, undisturbed, same, tmp_path) -> None:
     job = start("--runtime.timeout", "3", processes=2, faults=[{"do": "stop", "at": "step", "n": 7, "rank": 1}])
-    job.ranks[0].join(30)
+    job.ranks[0].join(120)
     assert job.ranks[0].exitcode == 1
     job.signal(signal.SIGKILL, 1)  # what the launcher does
     job.wait()
@@ -65,7 +64,7 @@ def test_numbers_that_are_not_finite_on_one_rank_stop_all_and_are_never_saved(
 ) -> None:
     rank = processes - 1
     job = start(processes=processes, faults=[{"do": what, "at": "step", "n": 14, "rank": rank}])
-    assert job.wait(20) == [1] * processes, job.output
+    assert job.wait() == [1] * processes, job.output
     step = 14 if what == "nan" else 15  # a gradient shows in the loss after it
     assert errors(job) == [f"error: the loss is not finite at step {step}; last good checkpoint: step-00000012"], (
         job.output
@@ -82,7 +81,7 @@ def test_numbers_that_are_not_finite_on_one_rank_stop_all_and_are_never_saved(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_infinite_gradient_in_the_very_last_step_is_no_finished_run(processes, start, tmp_path) -> None:
     job = start(processes=processes, faults=[{"do": "inf", "at": "step", "n": 36, "rank": processes - 1}])
-    assert job.wait(20) == [1] * processes, job.output
+    assert job.wait() == [1] * processes, job.output
     assert errors(job) == ["error: weights are not finite after step 36; last good checkpoint: step-00000032"]
     assert "Traceback" not in job.output
     assert not (tmp_path / "run" / "evaluation.json").exists()
@@ -114,11 +113,11 @@ def test_a_killed_launcher_is_not_waited_for_by_the_next_job(settings, tmp_path)
     """While ranks of a killed launcher still save, the next job is refused; once they are gone it is not."""
     command = [*launcher(2), "tests/faults/injected.py", *settings, "--run.dir", str(tmp_path / "run")]
     job = Launched(command, tmp_path / "out", FAULTS='[{"do": "slow", "at": "step", "n": null, "rank": null}]')
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not (tmp_path / "run" / "metrics.jsonl").exists():
         assert time.monotonic() < end, job.output
         time.sleep(0.05)
     os.kill(job.process.pid, signal.SIGKILL)
     job.wait()
-    all_end(job, 15)
+    all_end(job, 60)
     assert status(tmp_path / "run")["state"] == "preempted"

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 from jobs import Launched, checkpoints, group, launcher, metrics, result, status
 
 SLOW = {"do": "slow", "at": "step", "n": None, "rank": None}
@@ -92,7 +91,6 @@ def test_a_second_ctrl_c_ends_at_once(start, tmp_path) -> None:
     assert job.wait() in ([130], [75])
 
 
-@pytest.mark.timeout(120)
 def test_a_signal_that_comes_before_torch_is_imported_is_not_lost(settings, tmp_path) -> None:
     job = Launched([sys.executable, "job/train.py", *settings, "--run.dir", str(tmp_path / "run")], tmp_path / "out")
     pid, term = job.process.pid, 1 << (signal.SIGTERM - 1)
@@ -118,7 +116,7 @@ def launched(processes: int, settings: list[str], run: Path, log: Path, **enviro
 
 
 def trains(job: Launched, run: Path, step: int) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not ((run / "metrics.jsonl").exists() and any(m["step"] >= step for m in metrics(run))):
         assert job.process.poll() is None, job.output
         assert time.monotonic() < end, job.output
@@ -132,7 +130,6 @@ def all_end(job: Launched, seconds: float) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.timeout(300)
 def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoint(
     settings, undisturbed, same, tmp_path
 ) -> None:
@@ -141,7 +138,7 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
     job = launched(2, settings, run, tmp_path / "out-0")
     trains(job, run, 5)
     os.killpg(job.process.pid, signal.SIGINT)
-    all_end(job, 40)
+    all_end(job, 90)
     assert status(run)["state"] == "preempted", job.output
     # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
     for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM), 1):
@@ -150,8 +147,8 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
         trains(job, run, before + 5)
         assert len(job.workers) >= 2
         os.kill(job.process.pid, number)
-        job.wait(40)
-        all_end(job, 10)
+        job.wait(90)
+        all_end(job, 60)
         assert status(run)["state"] == "preempted", job.output
         assert status(run)["step"] > before
     job = launched(2, settings, run, tmp_path / "out-last")
@@ -159,14 +156,13 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
     same(run, undisturbed(processes=2))
 
 
-@pytest.mark.timeout(300)
 def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings, undisturbed, same, tmp_path) -> None:
     run = tmp_path / "run"
     for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT)):
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
         os.killpg(job.process.pid, number) if number == signal.SIGINT else os.kill(job.process.pid, number)
-        all_end(job, 40)
+        all_end(job, 90)
         assert status(run)["state"] == "preempted", job.output
     job = launched(1, settings, run, tmp_path / "out-last")
     assert job.wait() == 0, job.output
