@@ -105,10 +105,11 @@ class Job:
 
 
 class Launched:
-    """A job started by ``command`` (of ``python`` or ``accelerate``), as a user would."""
+    """A job started by ``command`` (of ``python`` or ``accelerate``), which ends with its run directory."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self.log = log
+        self.command = list(command)
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 command,
@@ -123,7 +124,8 @@ class Launched:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in self.processes:
+                os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"still ran after {seconds} s:\n{self.output}") from None
 
     @property
@@ -131,23 +133,26 @@ class Launched:
         return self.log.read_text(errors="replace")
 
     @property
-    def workers(self) -> list[int]:
-        """The processes of the job's ranks."""
-        return [pid for pid in group(self.process.pid) if pid != self.process.pid]
+    def processes(self) -> list[int]:
+        """Those that live, launcher and ranks: the launcher puts ranks in sessions of their own."""
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit():
+                try:
+                    state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                    command = (path / "cmdline").read_text().split("\0")
+                except OSError:
+                    continue
+                if state not in "ZX" and self.command[-1] in command:
+                    found.append(int(path.name))
+        return sorted(found)
 
-
-def group(leader: int) -> list[int]:
-    """The living processes of the session that ``leader`` began."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader and fields[0] not in "ZX":
-                found.append(int(path.name))
-    return sorted(found)
+    def all_end(self, seconds: float = 90) -> None:
+        """Wait until none of them lives."""
+        end = time.monotonic() + seconds
+        while self.processes:
+            assert time.monotonic() < end, f"{self.processes} still live: {self.output}"
+            time.sleep(0.05)
 
 
 def launcher(processes: int) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from jobs import Launched, checkpoints, group, launcher, metrics, result, status
+from jobs import Launched, checkpoints, launcher, metrics, result, status
 
 SLOW = {"do": "slow", "at": "step", "n": None, "rank": None}
 
@@ -119,32 +119,26 @@ def trains(job: Launched, run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def all_end(job: Launched, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while group(job.process.pid):
-        assert time.monotonic() < end, f"{group(job.process.pid)} still live: {job.output}"
-        time.sleep(0.05)
-
-
 def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoint(
     settings, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
-    # Ctrl-C in a terminal goes to all, and the launcher forwards it to those who had it already.
+    # A signal to all is one that the launcher forwards to those who had it already.
     job = launched(2, settings, run, tmp_path / "out-0")
     trains(job, run, 5)
-    os.killpg(job.process.pid, signal.SIGINT)
-    all_end(job, 90)
+    for pid in job.processes:
+        os.kill(pid, signal.SIGINT)
+    job.all_end()
     assert status(run)["state"] == "preempted", job.output
     # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
     for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM), 1):
         before = status(run)["step"]
         job = launched(2, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, before + 5)
-        assert len(job.workers) >= 2
+        assert len(job.processes) == 3
         os.kill(job.process.pid, number)
         job.wait(90)
-        all_end(job, 60)
+        job.all_end()
         assert status(run)["state"] == "preempted", job.output
         assert status(run)["step"] > before
     job = launched(2, settings, run, tmp_path / "out-last")
@@ -157,8 +151,9 @@ def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings
     for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT)):
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
-        os.killpg(job.process.pid, number) if number == signal.SIGINT else os.kill(job.process.pid, number)
-        all_end(job, 90)
+        for pid in job.processes if number == signal.SIGINT else [job.process.pid]:
+            os.kill(pid, number)
+        job.all_end()
         assert status(run)["state"] == "preempted", job.output
     job = launched(1, settings, run, tmp_path / "out-last")
     assert job.wait() == 0, job.output
