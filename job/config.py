@@ -18,7 +18,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
@@ -349,6 +349,16 @@ def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None
 
 class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Types and defaults behind each setting, and the description as it is written."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """The options of a command that has no configuration; a mistake is a UserError."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, "--help shows how it is used")
 
 
 def _parser(description: str) -> jsonargparse.ArgumentParser:
