@@ -6,6 +6,7 @@ Ways to run it:
   accelerate launch --config_file launch/multi_gpu.yaml job/train.py [...]
   accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/train.py [...]
   sbatch slurm/simple_cnn.sh [...]
+  python job/train.py --check [--nodes N] [--gpus-per-node M] [...]      # everything short of training
 Run it again with the same run directory, on any number of processes, and it continues where it stopped.
 """
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Prepare, train, test, report; returns the exit status."""
+    if "--check" in argv:
+        from job import preflight
+
+        return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
     settings = config.parse(argv, description=__doc__ or "")
@@ -75,7 +80,7 @@ def _open(settings: Config, argv: list[str]) -> RunDirectory:
 def _train(
     settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
 ) -> None:
-    from job import datasets
+    from job import datasets, footprint
     from job.trainer import Trainer
 
     environments = place.gathered(runtime.describe(place))
@@ -92,6 +97,7 @@ def _train(
     assert dataset is not None
     console.say(_describe_data(dataset))
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
+    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step)
     preemption.attach(
