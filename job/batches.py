@@ -41,9 +41,7 @@ class Batches:
         self._device = device
         self._rank, self._world_size = rank, world_size
         self._augment = settings.augment
-        # (v / 255 - mean) / std as one multiplication and one addition
-        self._scale = 1 / (255 * torch.tensor(settings.std, device=device).view(1, 3, 1, 1))
-        self._shift = -torch.tensor(settings.mean, device=device).view(1, 3, 1, 1) * 255 * self._scale
+        self._scale, self._shift = normalisation(settings, device)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -95,6 +93,15 @@ class Batches:
         if tensor.device.type == self._device.type:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def normalisation(settings: config.Data, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each [1, 3, 1, 1] float32: values v in [0, 255] become v * scale + shift.
+
+    That is (v / 255 - mean) / std as one multiplication and one addition.
+    """
+    scale = 1 / (255 * torch.tensor(settings.std, device=device).view(1, 3, 1, 1))
+    return scale, -torch.tensor(settings.mean, device=device).view(1, 3, 1, 1) * 255 * scale
 
 
 def epoch_order(indices: Tensor, *, seed: int, epoch: int) -> Tensor:

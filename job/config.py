@@ -18,7 +18,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 import yaml
@@ -324,7 +324,7 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
-    for key in _flat(settings):
+    for key in flat(settings):
         _check_key(key, name)
     parser = _parser("")
     try:
@@ -347,7 +347,7 @@ def to_yaml(config: Config) -> str:
 
 def differences(old: Config, new: Config, free: Sequence[str]) -> list[str]:
     """``key: old -> new`` for each setting that differs, those under a key or section in ``free`` left out."""
-    before, after = _flat(to_dict(old)), _flat(to_dict(new))
+    before, after = flat(to_dict(old)), flat(to_dict(new))
     return [
         f"{key}: {before[key]} -> {after[key]}"
         for key in before
@@ -369,6 +369,16 @@ def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None
 
 class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Types and defaults behind each setting, and the description as it is written."""
+
+
+class Arguments(argparse.ArgumentParser):
+    """The options of a command that has no configuration; a mistake is a UserError."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message, "--help shows how it is used")
 
 
 def _parser(description: str) -> jsonargparse.ArgumentParser:
@@ -397,7 +407,7 @@ def _check_options(argv: Sequence[str]) -> None:
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"--config {path}", f"cannot be read ({_reason(error)}); see configs/") from None
             settings = load_yaml(text, str(path))
-            for key in _flat(settings):
+            for key in flat(settings):
                 _check_key(key, str(path))
             for section, content in settings.items():
                 if not isinstance(content, dict):
@@ -407,7 +417,7 @@ def _check_options(argv: Sequence[str]) -> None:
 
 
 def _check_key(key: str, where: str) -> None:
-    known = [*_flat(to_dict(Config())), *(f.name for f in dataclasses.fields(Config))]
+    known = [*flat(to_dict(Config())), *(f.name for f in dataclasses.fields(Config))]
     if key in known:
         return
     tails = {k.rpartition(".")[2]: k for k in known if "." in k}
@@ -447,13 +457,14 @@ def _kind(hint: Any) -> str:
     return names.get(hint, str(hint))
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
     if not isinstance(settings, dict) or (not settings and not prefix):
         return {prefix: settings} if prefix else {}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
 
 
 def _reason(error: Exception) -> str:

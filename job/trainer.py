@@ -241,6 +241,7 @@ class Trainer:
         if len(self.dataset.validation):
             found = self._predict("validation")
             record |= {"loss": _finite(found.loss), "accuracy": found.accuracy}
+            record["class_accuracy"] = found.class_accuracy(len(self.dataset.classes))
             line += f"  validation loss {found.loss:.4f}  accuracy {found.accuracy:.2%}"
             if progress.best is None or found.accuracy > progress.best["accuracy"]:
                 progress.best = dict(record)
