@@ -30,14 +30,13 @@ class Part:
 
 
 class Batches:
-    """One split's pictures on ``device`` (or on the host, where they do not fit), as this rank sees them."""
+    """The pictures of one split, on ``device`` or on the host, as batches of this rank on ``device``."""
 
     def __init__(
-        self, split: Split, settings: config.Data, device: torch.device, *, rank: int, world_size: int, on_device: bool
+        self, split: Split, settings: config.Data, device: torch.device, *, rank: int, world_size: int
     ) -> None:
-        pictures = split.images.permute(0, 2, 3, 1)  # [N, H, W, 3]: a picture is one run of bytes
-        self._pictures = pictures.to(device) if on_device else pictures
-        self._labels = split.labels.to(device) if on_device else split.labels
+        self._pictures = split.images.permute(0, 2, 3, 1)  # [N, H, W, 3]: a picture is one run of bytes
+        self._labels = split.labels
         self._indices = split.indices
         self._device = device
         self._rank, self._world_size = rank, world_size

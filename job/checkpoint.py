@@ -79,14 +79,12 @@ class Checkpoints:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def save(self, state: State, *, wait: bool = False) -> None:
-        """Copy ``state`` to host memory and write it in the background; ``wait`` until it stands, when it is the last.
+        """Copy ``state`` to host memory and write it in the background, or before returning with ``wait``.
 
-        A save that is asked for while one is being written is left out, unless it is to be waited for. Raises what the
-        save before this one, or with ``wait`` this one, failed with: OSError, or NotFiniteError.
+        Waits for the save before it. Raises what that one, or with ``wait`` this one, failed with: OSError, or
+        NotFiniteError.
         """
         if self._directory is None:
-            return
-        if self._writer is not None and self._writer.is_alive() and not wait:
             return
         self.join()
         begin = time.monotonic()
@@ -95,6 +93,11 @@ class Checkpoints:
         self._writer.start()
         if wait:
             self.join()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written."""
+        return self._writer is not None and self._writer.is_alive()
 
     def join(self) -> None:
         """Wait for the save that is being written, and raise what it failed with."""

@@ -242,6 +242,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
     for role, color in LIGHT.items():
         svg = svg.replace(color, f"var(--{role})")
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)

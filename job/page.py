@@ -77,6 +77,11 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, t
     )
 
 
+def name_cell(name: str) -> str:
+    """The first cell of a row of figures: a class name, which the style sheet cuts where there is no room for it."""
+    return f'<th scope=row title="{escape(name)}">{escape(name)}</th>'
+
+
 def details(summary: str, content: str) -> str:
     """What opens on demand."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"

@@ -127,11 +127,12 @@ def _summary(run: Run) -> str:
     text = f"It classifies {correct:,} of {result['images']:,} {result['split']} pictures correctly."
     hard = [row for row in figures.hardest(result) if row["accuracy"] is not None][:3]
     if len(result["classes"]) > 3:
-        hard_ones = [f"{row['name']} ({row['accuracy']:.0%})" for row in hard]
+        hard_ones = [f"{figures.shortened(row['name'], 40)} ({row['accuracy']:.0%})" for row in hard]
         text += f" Hardest are {_listed(hard_ones)}."
     if result["top_confusions"]:
         worst = result["top_confusions"][0]
-        text += f" Its commonest mistake is {worst['true']} taken for {worst['predicted']}, {worst['images']:,} times."
+        true, said = (figures.shortened(worst[key], 40) for key in ("true", "predicted"))
+        text += f" Its commonest mistake is {true} taken for {said}, {worst['images']:,} times."
     return text
 
 
@@ -240,7 +241,7 @@ def _bars(run: Run) -> str:
             bar = f'<i class=fill style="--v:{row["accuracy"]:.2%}"></i>'
             bar += f'<i class=range style="--low:{low:.2%};--high:{high:.2%}"></i>'
         rows.append(
-            f"<tr><th scope=row>{escape(row['name'])}</th><td aria-hidden=true><div class=bar>{bar}{marks}</div></td>"
+            f"<tr>{page.name_cell(row['name'])}<td aria-hidden=true><div class=bar>{bar}{marks}</div></td>"
             f"<td class=n>{percent(row['accuracy'])}</td></tr>"
         )
     return (
@@ -259,7 +260,7 @@ def _heat(result: dict[str, Any], pngs: dict[str, bytes]) -> str:
     shares = figures.row_shares(matrix)
     head = "".join(f"<th scope=col><span>{escape(figures.shortened(name))}</span></th>" for name in names)
     rows = "".join(
-        f'<tr><th scope=row title="{escape(name)}">{escape(figures.shortened(name))}</th>'
+        f"<tr>{page.name_cell(name)}"
         + "".join(_heat_cell(int(n), share) for n, share in zip(counts, row, strict=True))
         + "</tr>"
         for name, counts, row in zip(names, matrix, shares, strict=True)
@@ -281,10 +282,10 @@ def _pictures(run: Run, some: Samples | None) -> str:
         true, said, sure = names[some.labels[i]], names[some.predicted[i]], float(some.confidence[i])
         right = true == said
         verdict = "<b class=ok>✓</b>" if right else "<b class=no>✗</b>"
-        below = f"{sure:.0%}" if right else f"{sure:.0%}, truly {true}"
+        below = f"{sure:.0%}" if right else f"{sure:.0%}, truly {figures.shortened(true, 24)}"
         alt = f"picture of the class {true}"
         items.append(
-            f"<li><figure>{page.image(_png(picture), alt)}<figcaption>{verdict} {escape(said)}"
+            f"<li><figure>{page.image(_png(picture), alt)}<figcaption>{verdict} {escape(figures.shortened(said, 24))}"
             f"<span>{escape(below)}</span></figcaption></figure></li>"
         )
     return f"<ul class=pictures>{''.join(items)}</ul>"

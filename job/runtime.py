@@ -189,7 +189,7 @@ def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 
     torch.set_num_threads(threads)
     # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
     if deterministic and settings.compile != "none":
         torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
     else:

@@ -19,7 +19,7 @@ from job.batches import Batches, Part
 from job.checkpoint import Checkpoints, NotFiniteError, State
 from job.config import Config, UserError
 from job.console import Console
-from job.datasets import Dataset
+from job.datasets import Dataset, placed
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
 from job.runtime import Runtime, address
@@ -80,14 +80,10 @@ class Trainer:
         self.optimizer = runtime.accelerator.prepare_optimizer(make_optimizer(settings.optimizer, self.plain_model))
         # The wrapper copies rank zero's weights to all ranks: one process reads them, wherever they come from.
         self.model = runtime.accelerator.prepare_model(self.plain_model)
+        at_hand = placed(dataset, runtime.device) if data_on_device(settings, dataset, runtime.device) else dataset
         self.batches = {
             name: Batches(
-                getattr(dataset, name),
-                settings.data,
-                runtime.device,
-                rank=runtime.rank,
-                world_size=runtime.world_size,
-                on_device=data_on_device(settings, dataset, runtime.device),
+                getattr(at_hand, name), settings.data, runtime.device, rank=runtime.rank, world_size=runtime.world_size
             )
             for name in ("train", "validation", "test")
         }
@@ -98,8 +94,6 @@ class Trainer:
             checkpoint.restore_optimizer(self.plain_model, self.optimizer.optimizer, tensors)
             if runtime.accelerator.scaler is not None:
                 runtime.accelerator.scaler.load_state_dict(state["scaler"])
-        if directory is not None:
-            directory.metrics_from(state["metrics_bytes"] if state else 0)
         self._recent: list[Tensor] = []
         self._saved_at = (self.progress.step, self.progress.images) if state else None
         self._last_save = self._last_line = time.monotonic()
@@ -179,8 +173,9 @@ class Trainer:
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
             raise TrainingFailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
         progress.skipped += len(bad)
+        before = len(progress.losses)
         for i in reversed(bad):
-            del losses[i], progress.counts[i - len(self._recent)]
+            del losses[i], progress.counts[before + i]
         progress.losses += losses
         self._recent.clear()
         return bool(late)
@@ -260,13 +255,15 @@ class Trainer:
         """Save the state, in the background unless ``wait``. Reached by all ranks; rank zero writes."""
         self._settle()
         place = (self.progress.step, self.progress.images)
+        at_end = self.progress.images == len(self.dataset.train)
+        if self.directory is not None and not wait and not at_end and self.checkpoints.busy:
+            return  # saves are asked for faster than this disk takes them: the next one will do
         if self.directory is not None:
             with self._saving(final=wait):
-                if place == self._saved_at:
-                    self.checkpoints.join()
-                else:
+                self.checkpoints.join()
+                if place != self._saved_at:
                     self.checkpoints.save(self._state(self.directory), wait=wait)
-        self._saved_at = place
+                    self._saved_at = place
         self._last_save = time.monotonic()
 
     def _state(self, directory: RunDirectory) -> State:
@@ -315,7 +312,7 @@ class Trainer:
         raise StoppedEarlyError(self.preemption.reason)
 
     def _load(self) -> State | None:
-        """The state to continue from, checked to be of this run's data."""
+        """The state to continue from, checked to be of this run's data, with the metrics that it knew of."""
         state = self.checkpoints.load()
         if state is not None and state.trainer["data"] != self.dataset.fingerprint:
             raise UserError(
@@ -327,6 +324,8 @@ class Trainer:
                 f"train.epochs={self.settings.train.epochs}",
                 f"this run has trained {state.trainer['epoch'] - 1} epochs; give as many or more, or another --run.dir",
             )
+        assert self.directory is not None
+        self.directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         return state
 
     def _build(self, saved: State | None, *, pretrained: bool) -> nn.Module:
@@ -378,7 +377,7 @@ def data_on_device(settings: Config, dataset: Dataset, device: torch.device) -> 
     """Whether the pictures are copied to ``device``: when told so, or when they take less than half of what is free."""
     if device.type != "cuda" or settings.runtime.data_on == "host":
         return False
-    size = 2 * dataset.train.images.nbytes + dataset.test.images.nbytes
+    size = dataset.train.images.nbytes + dataset.test.images.nbytes
     return settings.runtime.data_on == "device" or size < torch.cuda.mem_get_info(device)[0] / 2
 
 

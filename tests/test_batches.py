@@ -23,7 +23,7 @@ def split(count: int = COUNT) -> Split:
 def batches(rank: int = 0, world_size: int = 1, augment: str = "none", count: int = COUNT) -> Batches:
     settings = config.Data(augment=augment)  # type: ignore[arg-type]
     device = torch.device("cpu")
-    return Batches(split(count), settings, device, rank=rank, world_size=world_size, on_device=False)
+    return Batches(split(count), settings, device, rank=rank, world_size=world_size)
 
 
 def epoch(
