@@ -109,7 +109,7 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", job_id).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
-    def wait(self, job_id: str, *states: str, seconds: float = 90) -> dict[str, str]:
+    def wait(self, job_id: str, *states: str, seconds: float = 240) -> dict[str, str]:
         """Waits until the job is in one of ``states`` (default: ended for good); what is known of it then."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE")
         deadline = time.monotonic() + seconds

@@ -39,7 +39,7 @@ class Site:
         """The job's run directory."""
         return self.repository / "runs" / f"{name}-{job}"
 
-    def wait_for_step(self, job: str, step: int, seconds: float = 90) -> None:
+    def wait_for_step(self, job: str, step: int, seconds: float = 200) -> None:
         """Waits until the job has said that it took so many steps."""
         deadline = time.monotonic() + seconds
         while True:
