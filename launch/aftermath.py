@@ -107,7 +107,7 @@ def end(start: Start, verdict: str, exit_status: int) -> int:
     for path in start.logs.glob("rank-*.err"):
         if not path.stat().st_size:
             path.unlink()
-    if os.listdir(start.run) == ["slurm"] and exit_status == BAD_INPUT:
+    if os.listdir(start.run) == ["slurm"] and exit_status in (FINISHED, BAD_INPUT):
         shutil.rmtree(start.run)  # no run ever began in it
     say(verdict)
     return exit_status

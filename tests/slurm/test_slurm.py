@@ -8,15 +8,16 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cluster import Cluster
-from conftest import TINY, TWO_NODES, Site
+from shipped import TINY, TWO_NODES, Site
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
-TWO_GPUS = ["--gpus-per-node=2", "--cpus-per-task=2"]
+TWO_GPUS = ["--gpus-per-node=2", "--cpus-per-task=1"]  # two ranks share a CPU, as the machine's are shared
 ON_CPU = ["--runtime.device", "cpu"]  # the cluster's GPUs are plain files
 
 
@@ -70,6 +71,7 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
     job = site.submit("--nodes=2", *TWO_GPUS, overrides=[*TINY, *ON_CPU])
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job)
     assert evaluation(site.run(job))["world_size"] == 4
+    assert list(site.scratch.glob("rankzero/shapes10-*/about.json")), "pictures go to the node's own disk"
     assert evaluation(undisturbed)["world_size"] == 2
     for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
         assert mine["step"] == other["step"]
@@ -238,6 +240,21 @@ def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
     ended = site.cluster.wait(job, seconds=120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0")
     assert "not started again, for it never began" in site.log(job)
+
+
+def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
+    tiny = ["--model.weights", "null", "--data.source", "shapes10"]
+    overrides = ["--check", *tiny, *ON_CPU]
+    job = site.submit("--nodes=2", *TWO_GPUS, script="vgg16.sh", overrides=overrides)
+    assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
+    assert "4 on CPUs, 32 of the global batch of 128 each" in site.log(job, "vgg16")
+    assert not site.run(job, "vgg16").exists()
+    check = [sys.executable, site.repository / "job" / "train.py", "--check", "--config", "configs/vgg16.yaml", *tiny]
+    check += ["--data.cache", str(site.home / "cache")]
+    said = site.cluster.run(*check, "--nodes=2", "--gpus-per-node=1", cwd=site.repository).stdout
+    assert "sbatch --nodes=2 --gpus-per-node=1 slurm/vgg16.sh: Job" in " ".join(said.replace("│", "").split())
+    with pytest.raises(RuntimeError, match="not ready: 1 problem"):
+        site.cluster.run(*check, "--nodes=4", "--gpus-per-node=1", cwd=site.repository)
 
 
 def test_the_shipped_requests_are_accepted_and_the_scripts_are_clean(site: Site) -> None:
