@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -252,6 +253,8 @@ def entry(main: Callable[[list[str]], int]) -> None:
     except UserError as error:
         if launch_rank() == 0:
             print(f"error: {error}", file=sys.stderr)
+        else:
+            _let_rank_zero_end()
         status = BAD_INPUT
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -267,6 +270,12 @@ def entry(main: Callable[[list[str]], int]) -> None:
     if status != 0:
         os._exit(status)
     sys.exit(status)
+
+
+def _let_rank_zero_end() -> None:
+    """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(10)
 
 
 def lost_contact(error: BaseException) -> bool:
