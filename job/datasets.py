@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +43,18 @@ class Dataset:
     test: Split
     fingerprint: str
     """hex SHA-256 over class names, pictures and labels"""
+
+
+def placed(dataset: Dataset, device: torch.device) -> Dataset:
+    """``dataset`` with its pictures and labels on ``device``; train and validation go on to share theirs."""
+    train = dataclasses.replace(
+        dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device)
+    )
+    validation = dataclasses.replace(dataset.validation, images=train.images, labels=train.labels)
+    test = dataclasses.replace(
+        dataset.test, images=dataset.test.images.to(device), labels=dataset.test.labels.to(device)
+    )
+    return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
 def prepare(data: config.Data, progress: Progress = silent, log: Log = print) -> None:

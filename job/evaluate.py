@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
     source = place.from_rank_zero(found[1] if found else "")
     model = found[0] if found else build(settings, dataset.classes)
     model.load_state_dict(place.broadcast(model.to(place.device).state_dict()))
-    batches = Batches(part, settings.data, place.device, rank=place.rank, world_size=place.world_size, on_device=False)
+    batches = Batches(part, settings.data, place.device, rank=place.rank, world_size=place.world_size)
     predictions = evaluation.predict(model, batches, part.labels[part.indices], place)
     assert predictions is not None
     result = evaluation.report(

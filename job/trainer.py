@@ -19,7 +19,7 @@ from job.batches import Batches, Part
 from job.checkpoint import Checkpoints, NotFiniteError, State
 from job.config import Config, UserError
 from job.console import Console
-from job.datasets import Dataset
+from job.datasets import Dataset, placed
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
 from job.runtime import FailedError, Runtime, address
@@ -67,6 +67,7 @@ class Trainer:
         self.settings, self.dataset, self.runtime = settings, dataset, runtime
         self.preemption, self.console, self.directory = preemption, console, directory
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
+        self.parts = settings.parts(runtime.world_size)
         self.checkpoints = Checkpoints(
             directory.path / "checkpoints" if directory else None, keep=settings.checkpoint.keep, say=console.warn
         )
@@ -74,17 +75,18 @@ class Trainer:
         state = runtime.from_rank_zero(saved.trainer if saved else None)
         self.plain_model = self._build(saved, pretrained=state is None)
         self.optimizer = runtime.accelerator.prepare_optimizer(make_optimizer(settings.optimizer, self.plain_model))
-        # The wrapper copies rank zero's weights to all ranks: one process reads them, wherever they come from.
-        self.model = runtime.accelerator.prepare_model(self.plain_model)
+        # One process reads the weights, wherever they come from, and the others have them from it: by the wrapper, or
+        # where gradients are summed without it, by hand.
+        if settings.train.gradient_shards:
+            self.plain_model.load_state_dict(runtime.broadcast(self.plain_model.state_dict()))
+        self.model = runtime.accelerator.prepare_model(
+            self.plain_model, evaluation_mode=settings.train.gradient_shards is not None
+        )
         self._rehearse()
+        at_hand = placed(dataset, runtime.device) if data_on_device(settings, dataset, runtime.device) else dataset
         self.batches = {
             name: Batches(
-                getattr(dataset, name),
-                settings.data,
-                runtime.device,
-                rank=runtime.rank,
-                world_size=runtime.world_size,
-                on_device=data_on_device(settings, dataset, runtime.device),
+                getattr(at_hand, name), settings.data, runtime.device, rank=runtime.rank, world_size=runtime.world_size
             )
             for name in ("train", "validation", "test")
         }
@@ -95,8 +97,6 @@ class Trainer:
             checkpoint.restore_optimizer(self.plain_model, self.optimizer.optimizer, tensors)
             if runtime.accelerator.scaler is not None:
                 runtime.accelerator.scaler.load_state_dict(state["scaler"])
-        if directory is not None:
-            directory.metrics_from(state["metrics_bytes"] if state else 0)
         self._recent: list[Tensor] = []
         self._saved_at: int | None = self.progress.step  # where a run began is where it begins again
         self._last_save = self._last_line = time.monotonic()
@@ -126,7 +126,7 @@ class Trainer:
                 epoch=progress.epoch,
                 start=progress.images,
                 batch_size=settings.batch_size,
-                parts=settings.gradient_accumulation,
+                parts=self.parts,
             ):
                 self._recent.append(self._step(parts))
                 count = min(settings.batch_size, images - progress.images)
@@ -147,26 +147,46 @@ class Trainer:
 
     def _step(self, parts: list[Part]) -> Tensor:
         """One optimizer step; returns this rank's share of the mean loss over the global batch, on the device."""
-        accelerator, settings, step = self.runtime.accelerator, self.settings.train, self.progress.step
-        torch.manual_seed(address(settings.seed, "step", step, self.runtime.rank))  # for dropout
+        runtime, settings, step = self.runtime, self.settings.train, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step, self.steps_per_epoch)
-        total = torch.zeros((), device=self.runtime.device)
+        shards: list[Tensor] = []
+        # In float64 a sum of a few float32 values is exact, and so the same in any order.
+        total = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for i, part in enumerate(parts):
-            synced = contextlib.nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model)
-            with synced:
+            torch.manual_seed(address(settings.seed, "step", step, runtime.rank * len(parts) + i))  # for dropout
+            with contextlib.nullcontext() if i == len(parts) - 1 else runtime.accelerator.no_sync(self.model):
                 logits = self.model(part.images)
                 loss = part.weight * F.cross_entropy(
                     logits, part.labels, reduction="sum", label_smoothing=settings.label_smoothing
                 )
-                # Gradients are averaged over ranks; the mean over the global batch is the sum of the ranks' shares.
-                accelerator.backward(loss * self.runtime.world_size)
+                # The wrapper averages over ranks what is to be summed: each has its share of the mean.
+                runtime.accelerator.backward(loss if settings.gradient_shards else loss * runtime.world_size)
             total += loss.detach()
+            if settings.gradient_shards:
+                shards.append(self._take_gradient())
+        if settings.gradient_shards:
+            self._give_gradient(runtime.ordered_sum(torch.stack(shards)))
         if settings.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            runtime.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total
+
+    def _take_gradient(self) -> Tensor:
+        """The gradient of all parameters, flat [p], and none left behind."""
+        gradients = [parameter.grad for parameter in self.plain_model.parameters()]
+        flat = torch.cat(
+            [g.permute(0, 2, 3, 1).flatten() if g.ndim == 4 else g.flatten() for g in gradients if g is not None]
+        )
+        self.optimizer.zero_grad()
+        return flat
+
+    def _give_gradient(self, flat: Tensor) -> None:
+        """Undo ``_take_gradient``: a view of ``flat`` for each parameter, in the parameter's memory layout."""
+        parameters = list(self.plain_model.parameters())
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.as_strided(parameter.shape, parameter.stride())
 
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
@@ -175,8 +195,7 @@ class Trainer:
         """
         every = self.settings.checkpoint.every_seconds
         overdue = every is not None and time.monotonic() - self._last_save >= every and self.runtime.is_rank_zero
-        message = torch.stack([*self._recent, torch.tensor(float(overdue), device=self.runtime.device)])
-        message = message.double()  # in which a sum of floats is the same in any order
+        message = torch.stack([*self._recent, torch.tensor(overdue, dtype=torch.float64, device=self.runtime.device)])
         *losses, late = self.runtime.sum(message).tolist()
         progress = self.progress
         first = progress.step - len(losses) + 1
@@ -184,8 +203,9 @@ class Trainer:
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
             raise FailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
         progress.skipped += len(bad)
+        before = len(progress.losses)
         for i in reversed(bad):
-            del losses[i], progress.counts[i - len(self._recent)]
+            del losses[i], progress.counts[before + i]
         progress.losses += losses
         self._recent.clear()
         return bool(late)
@@ -226,6 +246,7 @@ class Trainer:
         if len(self.dataset.validation):
             found = self._predict("validation")
             record |= {"loss": _finite(found.loss), "accuracy": found.accuracy}
+            record["class_accuracy"] = found.class_accuracy(len(self.dataset.classes))
             line += f"  validation loss {found.loss:.4f}  accuracy {found.accuracy:.2%}"
             if progress.best is None or found.accuracy > progress.best["accuracy"]:
                 progress.best = dict(record)
@@ -329,7 +350,7 @@ class Trainer:
         raise StoppedEarlyError(self.preemption.reason)
 
     def _load(self) -> State | None:
-        """The state to continue from, checked to be of this run's data."""
+        """The state to continue from, checked to be of this run's data, with the metrics that it knew of."""
         assert self.directory is not None
         state = self.checkpoints.load(metrics_bytes=self.directory.metrics_on_disk())
         if state is not None and state.trainer["data"] != self.dataset.fingerprint:
@@ -342,6 +363,7 @@ class Trainer:
                 f"train.epochs={self.settings.train.epochs}",
                 f"this run has trained {state.trainer['epoch'] - 1} epochs; give as many or more, or another --run.dir",
             )
+        self.directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         return state
 
     def _rehearse(self) -> None:
@@ -351,7 +373,7 @@ class Trainer:
         With three or more ranks the order of the terms follows from the layout: a run that is continued must not begin
         with another one than a run that was not disturbed has long left behind.
         """
-        if self.runtime.world_size == 1:
+        if self.runtime.world_size == 1 or self.settings.train.gradient_shards:
             return
         compiled = self.settings.runtime.compile != "none"  # for one shape; for others any will do
         count = self.settings.train.batch_size // self.runtime.world_size if compiled else 2
@@ -412,7 +434,7 @@ def data_on_device(settings: Config, dataset: Dataset, device: torch.device) -> 
     """Whether the pictures are copied to ``device``: when told so, or when they take less than half of what is free."""
     if device.type != "cuda" or settings.runtime.data_on == "host":
         return False
-    size = 2 * dataset.train.images.nbytes + dataset.test.images.nbytes
+    size = dataset.train.images.nbytes + dataset.test.images.nbytes
     return settings.runtime.data_on == "device" or size < torch.cuda.mem_get_info(device)[0] / 2
 
 

@@ -23,7 +23,7 @@ def split(count: int = COUNT) -> Split:
 def batches(rank: int = 0, world_size: int = 1, augment: str = "none", count: int = COUNT) -> Batches:
     settings = config.Data(augment=augment)  # type: ignore[arg-type]
     device = torch.device("cpu")
-    return Batches(split(count), settings, device, rank=rank, world_size=world_size, on_device=False)
+    return Batches(split(count), settings, device, rank=rank, world_size=world_size)
 
 
 def epoch(
@@ -36,6 +36,7 @@ def epoch(
     ]
     for shares in zip(*ranks, strict=True):
         every = [part for share in shares for part in share]
+        every = [part for part in every if part.weight]  # without those that keep ranks in step
         weights = torch.cat([torch.full((len(p.labels),), p.weight) for p in every])
         yield torch.cat([p.labels for p in every]), torch.cat([p.images for p in every]), weights
 
