@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -74,20 +75,22 @@ class Job:
                 os.kill(process.pid or 0, number)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
-        """The exit status of each rank (-9 for SIGKILL); all are killed, and the test fails, when it takes longer."""
-        end = time.monotonic() + seconds
-        for process in self.ranks:
-            process.join(max(0.0, end - time.monotonic()))
-        late = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
-        if late:
-            self.signal(signal.SIGKILL)
-            raise AssertionError(f"ranks {late} still ran after {seconds} s:\n{self.output}")
-        return [process.exitcode if process.exitcode is not None else 0 for process in self.ranks]
+        """The exit status of each rank (-9 for SIGKILL).
 
-    def end(self, rank: int = 0) -> list[int]:
-        """Once ``rank`` has ended, see that the others follow, as the launcher would, and give all statuses."""
-        self.ranks[rank].join(PATIENCE)
-        return self.wait(60)
+        When one fails the others get SIGTERM, as from the launcher. All are killed, and the test fails, when they have
+        not ended after ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        told = False
+        while running := [process for process in self.ranks if process.exitcode is None]:
+            multiprocessing.connection.wait([process.sentinel for process in running], 1)
+            if not told and any(process.exitcode for process in self.ranks):
+                self.signal(signal.SIGTERM)
+                told = True
+            if time.monotonic() > end:
+                self.signal(signal.SIGKILL)
+                raise AssertionError(f"still ran after {seconds} s:\n{self.output}")
+        return [process.exitcode or 0 for process in self.ranks]
 
     @property
     def output(self) -> str:
