@@ -43,7 +43,7 @@ def settings(pictures: Path) -> list[str]:
     return [
         *("--data.source", "folder", "--data.root", str(pictures), "--data.cache", str(pictures.parent / "cache")),
         *("--train.epochs", str(EPOCHS), "--train.batch_size", "32", "--run.log_every", "5"),
-        *("--checkpoint.every_steps", "4", "--run.trackers", "[]"),
+        *("--checkpoint.every_steps", "4", "--run.trackers", "[]", "--runtime.threads", "1"),
     ]
 
 

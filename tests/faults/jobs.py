@@ -156,6 +156,7 @@ class Launched:
         while self.processes:
             assert time.monotonic() < end, f"{self.processes} still live: {self.output}"
             time.sleep(0.05)
+        self.process.wait()
 
 
 def launcher(processes: int) -> list[str]:
