@@ -180,34 +180,33 @@ def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> No
         site.cluster.wait(job, "PENDING")
     finally:
         site.cluster.start_node("n2")
-        site.cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
     ended = site.cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(job)
     assert_same(site.run(job), undisturbed)
 
 
-def test_the_time_limit_s_signal_saves_and_requeues(site: Site, undisturbed: Path) -> None:
-    # Slurm may send the signal up to a minute early, and does.
-    overrides = [*TINY, "--train.epochs", "8"]
-    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:USR1@50", overrides=overrides)
-    ended = site.cluster.wait(job, seconds=400)
-    log = site.log(job)
-    assert ended["JobState"] == "COMPLETED", log
-    assert int(ended["Restarts"]) >= 1
-    assert "SIGUSR1: asking the job to stop and save" in log
-    epochs = [m for m in metrics(site.run(job)) if m["split"] == "validation"]
-    assert epochs[:2] == [m for m in metrics(undisturbed) if m["split"] == "validation"]
-    assert [m["epoch"] for m in epochs] == list(range(1, 9))
-
-
-def test_without_any_signal_it_stops_by_itself_before_the_time_limit(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("signal_option", "reason"),
+    [
+        ("B:USR1@50", "STOP file"),  # Slurm may send it up to a minute early, and does
+        ("B:URG@1", "time limit"),  # which nobody listens to: the job stops by itself
+    ],
+)
+def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(
+    site: Site, signal_option: str, reason: str
+) -> None:
     endless = [*TINY, "--train.epochs", "1000"]
-    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:URG@1", overrides=endless)
-    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT", seconds=60)
+    job = site.submit(*TWO_NODES, "--time=1", f"--signal={signal_option}", overrides=endless)
     site.wait_for_step(job, 5)
-    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT")
+    site.cluster.wait(job, "PENDING", "FAILED", "TIMEOUT")
+    stopped_at = int(re.findall(rf"requeued: stopped after step (\d+) \({reason}\)", site.log(job))[0])
+    site.wait_for_step(job, stopped_at + 5)
     site.cluster.run("scancel", job)
-    assert re.search(r"requeued: stopped after step \d+ \(time limit\)", site.log(job)), site.log(job)
+    assert site.cluster.wait(job)["Restarts"] == "1"
+    lines = metrics(site.run(job))
+    steps = [line["step"] for line in lines if line["split"] == "train"]
+    assert steps == [step for step in range(5, steps[-1] + 1, 5)], "every line once, and none left out"
+    assert [line["epoch"] for line in lines if line["split"] == "validation"] == list(range(1, lines[-1]["epoch"]))
 
 
 def test_a_cancelled_job_saves_and_is_never_brought_back(site: Site) -> None:
