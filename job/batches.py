@@ -41,31 +41,34 @@ class Batches:
         self._device = device
         self._rank, self._world_size = rank, world_size
         self._augment = settings.augment
-        # (v / 255 - mean) / std as one multiplication and one addition
-        self._scale = 1 / (255 * torch.tensor(settings.std, device=device).view(1, 3, 1, 1))
-        self._shift = -torch.tensor(settings.mean, device=device).view(1, 3, 1, 1) * 255 * self._scale
+        self._scale, self._shift = normalisation(settings, device)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def training(self, *, seed: int, epoch: int, start: int, batch_size: int, parts: int) -> Iterator[list[Part]]:
-        """This rank's parts of each global batch of an epoch, from the ``start``-th image of the epoch on.
+        """This rank's ``parts`` of each global batch of an epoch, from the ``start``-th image of the epoch on.
 
-        ``batch_size`` images over all ranks, fewer in the last batch; ``parts`` per rank at most.
+        ``batch_size`` images over all ranks, fewer in the last batch. The batch is cut into ranks times parts pieces in
+        one order, so that the pieces are the same for any number of ranks that has as many.
         """
         order = epoch_order(self._indices, seed=seed, epoch=epoch)
         moves = _Moves(self._augment, len(self._labels), self._pictures.shape[1], seed=seed, epoch=epoch)
         place = self._pictures.device
         order, moves = order.to(place), moves.to(place)
+        first = self._rank * parts
         for begin in range(start, len(order), batch_size):
             whole = order[begin : begin + batch_size]
-            weight = 1 / len(whole)
-            share = whole.tensor_split(self._world_size)[self._rank]
-            if len(share) == 0:  # fewer images than ranks: this one keeps step with one that does not count
-                share, weight = whole[:1], 0.0
+            shares = whole.tensor_split(self._world_size * parts)[first : first + parts]
+            # In a last batch of few images a share may be empty: one image that does not count keeps ranks in step.
             yield [
-                Part(self._normalised(moves.gather(self._pictures, rows)), self._to_device(self._labels[rows]), weight)
-                for rows in share.tensor_split(min(parts, len(share)))
+                Part(
+                    self._normalised(moves.gather(self._pictures, rows)),
+                    self._to_device(self._labels[rows]),
+                    1 / len(whole) if len(share) else 0.0,
+                )
+                for share in shares
+                for rows in [share if len(share) else whole[:1]]
             ]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -90,6 +93,15 @@ class Batches:
         if tensor.device.type == self._device.type:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def normalisation(settings: config.Data, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(scale, shift), each [1, 3, 1, 1] float32: values v in [0, 255] become v * scale + shift.
+
+    That is (v / 255 - mean) / std as one multiplication and one addition.
+    """
+    scale = 1 / (255 * torch.tensor(settings.std, device=device).view(1, 3, 1, 1))
+    return scale, -torch.tensor(settings.mean, device=device).view(1, 3, 1, 1) * 255 * scale
 
 
 def epoch_order(indices: Tensor, *, seed: int, epoch: int) -> Tensor:

@@ -38,6 +38,11 @@ class Predictions:
         """Share of images whose predicted class is the true one."""
         return int((self.predicted == self.labels).sum()) / len(self.labels)
 
+    def class_accuracy(self, classes: int) -> list[float | None]:
+        """The same share for each of ``classes`` classes; None without images."""
+        matrix = confusion_matrix(self, classes)
+        return [_ratio(*pair) for pair in zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True)]
+
 
 def predict(
     model: nn.Module, batches: Batches, labels: Tensor, runtime: Runtime, tick: Callable[[], bool] = lambda: False

@@ -168,6 +168,28 @@ def classes(result: Record, published: float | None = None) -> Figure:
     return figure
 
 
+def compared(found: Record) -> Figure:
+    """Accuracy per class of each run as points; ``found`` is of ``comparison.json``, with six runs at most."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    mean = [np.nanmean([number(v) for v in row["accuracy"]] or [math.nan]) for row in found["classes"]]
+    order = np.argsort(mean)
+    figure = Figure(figsize=(6.4, 1.3 + 0.28 * len(order)))
+    axes = figure.subplots()
+    looks = zip(("accent", "second", "right", "muted", "wrong", "ink"), "osD^vP", strict=True)
+    for i, (run, (color, marker)) in enumerate(zip(found["runs"], looks, strict=False)):
+        values = [number(found["classes"][c]["accuracy"][i]) for c in order]
+        axes.plot(
+            values, np.arange(len(order)), ls="", marker=marker, color=LIGHT[color], label=shortened(run["name"], 30)
+        )
+    axes.set_yticks(np.arange(len(order)), [shortened(found["classes"][c]["name"]) for c in order])
+    axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="accuracy")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return figure
+
+
 def confusion(result: Record) -> Figure:
     """The confusion matrix as a heat map, coloured by the share of the true class; ``result`` as for ``classes``."""
     from matplotlib.colors import LinearSegmentedColormap

@@ -57,10 +57,12 @@ def section(name: str, title: str, content: str, lead: str = "") -> str:
     return f'<section id="{name}" aria-labelledby="{name}-h">{heading}{intro}{content}</section>'
 
 
-def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, text: int = 1) -> str:
+def table(
+    caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, text: int = 1, titled: bool = True
+) -> str:
     """A table whose first column names the row and whose columns from ``text`` on hold numbers.
 
-    It scrolls by itself where it is wider than the page.
+    It scrolls by itself where it is wider than the page. ``titled``: the caption is seen, and not only heard.
     """
     cells = []
     for first, *rest in rows:
@@ -71,9 +73,10 @@ def table(caption: str, head: Sequence[str], rows: Iterable[Sequence[Any]], *, t
     headings = "".join(
         f"<th scope=col{' class=n' if i >= text else ''}>{escape(name)}</th>" for i, name in enumerate(head)
     )
+    hidden = "" if titled else " class=hidden"
     return (
-        f'<div class=scroll role=region tabindex=0 aria-label="{escape(caption)}"><table><caption>{escape(caption)}'
-        f"</caption><thead><tr>{headings}</tr></thead><tbody>{''.join(cells)}</tbody></table></div>"
+        f'<div class=scroll role=region tabindex=0 aria-label="{escape(caption)}"><table><caption{hidden}>'
+        f"{escape(caption)}</caption><thead><tr>{headings}</tr></thead><tbody>{''.join(cells)}</tbody></table></div>"
     )
 
 

@@ -183,7 +183,7 @@ def _software() -> str:
 def _processes(settings: Config, shape: Shape) -> str:
     import torch
 
-    settings.check_world_size(shape.world_size)
+    settings.parts(shape.world_size)
     asked = os.environ.get("RANKZERO_WORLD_SIZE")
     if asked is not None and int(asked) != shape.world_size:
         raise UserError(

@@ -12,7 +12,6 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import shlex
 from html import escape
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from job import figures, page, results, runtime, samples
-from job.config import UserError
+from job.config import Arguments, UserError
 from job.page import percent
 from job.results import Run
 from job.samples import Samples
@@ -31,7 +30,7 @@ SOURCES = {"cifar10": "CIFAR-10"}
 
 def main(argv: list[str]) -> int:
     """Write the report of each run directory named; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(__doc__ or "")
     parser.add_argument("run", nargs="+", type=Path, help="run directory, finished or not")
     for path in parser.parse_args(argv).run:
         try:

@@ -114,7 +114,7 @@ def read(path: Path) -> Run:
         path,
         config.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
         read_json(path / "environment.json"),
-        list(_lines(path / "metrics.jsonl")),
+        list(read_lines(path / "metrics.jsonl")),
         read_json(path / "evaluation.json"),
         read_json(path / "status.json"),
     )
@@ -129,7 +129,7 @@ def read_json(path: Path) -> Record:
     return content if isinstance(content, dict) else {}
 
 
-def _lines(path: Path) -> Iterator[Record]:
+def read_lines(path: Path) -> Iterator[Record]:
     """The whole lines of a JSONL file; the last may be half written while the run lives."""
     try:
         text = path.read_text()

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -66,6 +67,8 @@ class RunDirectory:
         self._metrics = -1
         self._size = 0
         self._unwritten = b""
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """what else is told of each line of ``metrics.jsonl``"""
 
     @property
     def result(self) -> dict[str, Any]:
@@ -111,6 +114,8 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
+        for listener in self.listeners:
+            listener(record)
 
     def metrics_size(self) -> int:
         """Bytes of ``metrics.jsonl``, all of which are on the disk now. Raises OSError when they cannot be."""

@@ -49,9 +49,10 @@ def main(argv: list[str]) -> int:
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
-        accumulation=settings.train.gradient_accumulation,
+        static_graph=settings.train.gradient_accumulation == 1,
+        one_thread=settings.train.gradient_shards is not None,
     )
-    settings.check_world_size(place.world_size)
+    settings.parts(place.world_size)
     from job.console import Console
 
     console = Console(quiet=not place.is_rank_zero)
@@ -80,7 +81,7 @@ def _open(settings: Config, argv: list[str]) -> RunDirectory:
 def _train(
     settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
 ) -> None:
-    from job import datasets, footprint
+    from job import datasets, footprint, tracking
     from job.trainer import Trainer
 
     environments = place.gathered(runtime.describe(place))
@@ -107,11 +108,15 @@ def _train(
         maximum=place.maximum if place.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer))
-    predictions = trainer.run()
-    if directory is not None:
-        result = _finish(trainer, directory, predictions)
-        _report(directory, console)
-        _show(result, console, directory)
+    with tracking.tracked(
+        settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
+    ) as tracks:
+        predictions = trainer.run()
+        if directory is not None and tracks is not None:
+            result = _finish(trainer, directory, predictions)
+            _report(directory, console)
+            tracks.result(result, trainer.progress.step)
+            _show(result, console, directory)
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
