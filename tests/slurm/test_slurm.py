@@ -75,19 +75,28 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
     assert evaluation(undisturbed)["world_size"] == 2
     for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
         assert mine["step"] == other["step"]
-        assert mine.get("loss") == pytest.approx(other.get("loss"), rel=0.02)
+        # Equal to rounding; which Adam then makes more of from step to step.
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6 if mine["step"] <= 10 else 0.02)
 
 
-def test_an_array_gives_every_task_its_own_seed_and_run_directory(site: Site) -> None:
+def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Site) -> None:
     array = site.submit(
         "--array=7-9", "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs", "1"]
     )
+    # The last task's own job id is the array's, under which a requeue would take all of them.
+    site.wait_for_step(f"{array}_9", 20)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_9")
     for seed in (7, 8, 9):
         task = f"{array}_{seed}"
-        assert site.cluster.wait(task)["JobState"] == "COMPLETED"
+        ended = site.cluster.wait(task)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1" if seed == 9 else "0")
         assert f"seed: {seed}" in (site.run(task) / "config.yaml").read_text()
         assert evaluation(site.run(task))["images"] == 5000
-    assert len({evaluation(site.run(f"{array}_{seed}"))["accuracy"] for seed in (7, 8, 9)}) > 1
+    runs = [site.run(f"{array}_{seed}") for seed in (7, 8, 9)]
+    assert len({evaluation(run)["accuracy"] for run in runs}) > 1
+    site.cluster.run(sys.executable, site.repository / "job" / "compare.py", *runs, "--out", site.home)
+    (group,) = json.loads((site.home / "comparison.json").read_text())["repetitions"]
+    assert sorted(group["seeds"]) == [7, 8, 9]
 
 
 def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: Site) -> None:
