@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -206,7 +207,8 @@ class StopRequest:
 def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
     """Run the job to its end on all nodes; srun's exit status, the highest of its tasks, and the lines it said itself.
 
-    The job's standard output goes where ours goes, each rank's standard error to a file of its own.
+    The job's standard output goes where ours goes, each rank's standard error to a file of its own. RANKZERO_PYTHON in
+    the environment names the job's Python, RANKZERO_SRUN more options for srun, such as a container.
     """
     allocation = start.allocation
     python = os.environ.get("RANKZERO_PYTHON") or sys.executable
@@ -215,6 +217,7 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         "--kill-on-bad-exit=1",
         f"--chdir={REPOSITORY}",
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
+        *shlex.split(os.environ.get("RANKZERO_SRUN", "")),
         *("bash", "-c", ON_NODE, "rank"),
         *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
     ]

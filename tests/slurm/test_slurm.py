@@ -55,14 +55,13 @@ def rank_processes(cluster: Cluster, job: str) -> dict[int, int]:
 
 def test_overrides_reach_the_job_unread_by_any_shell_and_from_any_folder(site: Site, tmp_path: Path) -> None:
     run = tmp_path / 'a "run" $(touch pwned); dir'
-    job = site.submit(
-        "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs=1", f"--run.dir={run}"]
-    )
+    overrides = [*TINY, "--train.epochs=1", f"--run.dir={run}"]
+    job = site.submit("--gpus-per-node=0", "--cpus-per-task=1", overrides=overrides, RANKZERO_SRUN="--label")
     ended = site.cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), site.log(job)
     assert evaluation(run)["world_size"] == 1
     assert evaluation(run)["epochs"] == 1
-    assert "10 classes" in site.log(job)
+    assert re.search("^0: .*10 classes", site.log(job), re.MULTILINE), "srun's --label was passed on"
     assert not list(site.repository.glob("**/pwned"))
     assert site.cluster.processes(job) == []
 
