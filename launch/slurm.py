@@ -43,13 +43,17 @@ def main(config: str, overrides: list[str]) -> int:
     stop = StopRequest()
     job = job_name()
     allocation = read_allocation(job, show_job(job))
-    for variable in (
-        "SLURM_CPUS_PER_TASK",
-        "SLURM_TRES_PER_TASK",
-    ):  # srun refuses them where they differ from its options
-        os.environ.pop(variable, None)
+    # srun refuses these where they differ from its options.
+    os.environ.pop("SLURM_CPUS_PER_TASK", None)
+    os.environ.pop("SLURM_TRES_PER_TASK", None)
     run = run_directory(allocation, overrides)
-    arguments = ["--config", config, *defaults(allocation, run, overrides), *overrides]
+    arguments = [
+        "--config",
+        config,
+        *defaults(allocation, overrides),
+        *overrides,
+        *identity(allocation, run, overrides),
+    ]
     start = aftermath.begin(allocation, run)
     say(
         f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
@@ -84,18 +88,24 @@ def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
     return (REPOSITORY / Path(asked).expanduser()).resolve()
 
 
-def defaults(allocation: Allocation, run: Path, overrides: list[str]) -> list[str]:
-    """What the job is told unless the user says otherwise."""
+def defaults(allocation: Allocation, overrides: list[str]) -> list[str]:
+    """What the job is told unless the user, or a --config of his, says otherwise."""
     words = []
-    if allocation.gpus and given(overrides, "--runtime.device") is None:
+    if allocation.gpus:
         words += ["--runtime.device", "cuda"]  # a node without its driver must not train on its CPU, unnoticed
+    if given(overrides, "--data.cache") is None:
+        local = local_disk(allocation)
+        words += ["--data.cache", str(local)] if local else []
+    return words
+
+
+def identity(allocation: Allocation, run: Path, overrides: list[str]) -> list[str]:
+    """What makes this job's run its own, and is told last."""
+    words = []
     if given(overrides, "--run.dir") is None:
         words += ["--run.dir", str(run)]
     if allocation.array_task is not None and given(overrides, "--train.seed") is None:
         words += ["--train.seed", allocation.array_task]
-    if given(overrides, "--data.cache") is None:
-        local = local_disk(allocation)
-        words += ["--data.cache", str(local)] if local else []
     return words
 
 
