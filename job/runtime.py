@@ -214,6 +214,7 @@ def start(
 
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
 
     cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
@@ -230,7 +231,9 @@ def start(
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-        dynamo_plugin=None,
+        # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
