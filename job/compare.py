@@ -14,6 +14,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
     found = comparison.compare(runs)
     console = Console()
     for caption, head, rows in tables(found):
-        console.show(_table(caption, head, rows))
+        console.show(partial(_table, caption, head, rows))
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -113,7 +114,7 @@ def _run_row(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(caption: str, head: Sequence[str], rows: Rows) -> Table:
+def _table(caption: str, head: Sequence[str], rows: Rows, _width: int) -> Table:
     table = Table(
         title=caption,
         box=box.SIMPLE_HEAD,

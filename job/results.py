@@ -62,8 +62,11 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps an epoch, once one was trained."""
-        return next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
+        """Optimizer steps an epoch; None in the first seconds of a run."""
+        known = [
+            start["steps_per_epoch"] for start in self.environment.get("attempts", []) if "steps_per_epoch" in start
+        ]
+        return known[-1] if known else next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
 
     @property
     def attempts(self) -> list[Attempt]:
