@@ -47,23 +47,28 @@ class Batches:
         return len(self._indices)
 
     def training(self, *, seed: int, epoch: int, start: int, batch_size: int, parts: int) -> Iterator[list[Part]]:
-        """This rank's parts of each global batch of an epoch, from the ``start``-th image of the epoch on.
+        """This rank's ``parts`` of each global batch of an epoch, from the ``start``-th image of the epoch on.
 
-        ``batch_size`` images over all ranks, fewer in the last batch; ``parts`` per rank at most.
+        ``batch_size`` images over all ranks, fewer in the last batch. The batch is cut into ranks times parts pieces in
+        one order, so that the pieces are the same for any number of ranks that has as many.
         """
         order = epoch_order(self._indices, seed=seed, epoch=epoch)
         moves = _Moves(self._augment, len(self._labels), self._pictures.shape[1], seed=seed, epoch=epoch)
         place = self._pictures.device
         order, moves = order.to(place), moves.to(place)
+        first = self._rank * parts
         for begin in range(start, len(order), batch_size):
             whole = order[begin : begin + batch_size]
-            weight = 1 / len(whole)
-            share = whole.tensor_split(self._world_size)[self._rank]
-            if len(share) == 0:  # fewer images than ranks: this one keeps step with one that does not count
-                share, weight = whole[:1], 0.0
+            shares = whole.tensor_split(self._world_size * parts)[first : first + parts]
+            # In a last batch of few images a share may be empty: one image that does not count keeps ranks in step.
             yield [
-                Part(self._normalised(moves.gather(self._pictures, rows)), self._to_device(self._labels[rows]), weight)
-                for rows in share.tensor_split(min(parts, len(share)))
+                Part(
+                    self._normalised(moves.gather(self._pictures, rows)),
+                    self._to_device(self._labels[rows]),
+                    1 / len(whole) if len(share) else 0.0,
+                )
+                for share in shares
+                for rows in [share if len(share) else whole[:1]]
             ]
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -91,6 +91,9 @@ class Train:
     """global batch size: images per optimizer step over all processes together"""
     gradient_accumulation: int = 1
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
+    gradient_shards: int | None = None
+    """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
+    in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = 0.0
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
     clip_norm: float | None = None
@@ -104,6 +107,7 @@ class Train:
         _require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 image")
         _require(self.gradient_accumulation >= 1, "train.gradient_accumulation", self.gradient_accumulation, ">= 1")
+        _require(_positive_or_none(self.gradient_shards), "train.gradient_shards", self.gradient_shards, "null or >= 1")
         _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "from 0 up to 1")
         _require(_positive_or_none(self.clip_norm), "train.clip_norm", self.clip_norm, "null or a positive number")
         _require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")
@@ -218,22 +222,38 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
+        if self.train.gradient_shards and self.train.gradient_accumulation > 1:
+            raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
+        if self.train.gradient_shards and self.model.name == "vgg16_bn":
+            raise UserError(
+                "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"
+            )
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise UserError(
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs:g}",
                 f"must be less than train.epochs={self.train.epochs}",
             )
 
-    def check_world_size(self, world_size: int) -> None:
-        """Raise UserError unless each of ``world_size`` processes gets the same number of equal parts of a batch."""
-        parts = world_size * self.train.gradient_accumulation
-        if self.train.batch_size % parts:
-            low, high = (self.train.batch_size // parts) * parts, -(-self.train.batch_size // parts) * parts
+    def parts(self, world_size: int) -> int:
+        """In how many equal parts each of ``world_size`` processes computes its share of a batch.
+
+        Raises UserError when there are no such parts.
+        """
+        train, shards = self.train, self.train.gradient_shards
+        if shards is not None and shards % world_size:
             raise UserError(
-                f"train.batch_size={self.train.batch_size} does not divide by {world_size} processes x "
-                f"{self.train.gradient_accumulation} parts (train.gradient_accumulation)",
-                f"use {f'{low} or ' if low else ''}{high}, or another number of processes",
+                f"train.gradient_shards={shards} does not divide by {world_size} processes",
+                f"use {-(-shards // world_size) * world_size}, or another number of processes",
             )
+        parts = shards // world_size if shards else train.gradient_accumulation
+        whole = parts * world_size
+        if train.batch_size % whole:
+            near = [size for size in (train.batch_size // whole * whole, -(-train.batch_size // whole) * whole) if size]
+            raise UserError(
+                f"train.batch_size={train.batch_size} does not divide by {world_size} processes x {parts} parts each",
+                f"use {' or '.join(map(str, near))}, or another number of processes",
+            )
+        return parts
 
 
 def _positive_or_none(value: float | None) -> bool:

@@ -38,12 +38,14 @@ class Shape:
     """How many processes a job will have."""
 
     nodes: int
-    gpus_per_node: int
-    """0: one process on each node's CPUs"""
+    processes: int
+    """on each node"""
+    gpus: int
+    """on each node; 0: the processes compute on CPUs"""
 
     @property
     def world_size(self) -> int:
-        return self.nodes * max(1, self.gpus_per_node)
+        return self.nodes * self.processes
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, width=None if os.isatty(1) else 120)
-    console.print(table(checks, f"{name} on {shape.nodes} x {max(1, shape.gpus_per_node)} processes"))
+    console.print(table(checks, f"{name} with {shape.nodes} x {shape.processes} processes"))
     problems = sum(check.verdict == "problem" for check in checks)
     console.print(f"not ready: {problems} problem{'s' * (problems > 1)} to mend" if problems else "ready to submit")
     return config.BAD_INPUT if problems else 0
@@ -88,10 +90,14 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
             raise UserError(f"--{option} {given}", "must be a whole number")
         return int(given)
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_GPUS_ON_NODE") or torch.cuda.device_count())
+    gpus = number(
+        "gpus-per-node", gpus_per_node, int(os.environ.get("SLURM_GPUS_ON_NODE") or torch.cuda.device_count())
+    )
+    launched = os.environ.get("LOCAL_WORLD_SIZE") if gpus_per_node is None else None
     shape = Shape(
         nodes=number("nodes", nodes, int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))),
-        gpus_per_node=number("gpus-per-node", gpus_per_node, local),
+        processes=int(launched or max(1, gpus)),
+        gpus=gpus,
     )
     if shape.nodes < 1:
         raise UserError(f"--nodes {nodes}", "must be at least 1")
@@ -177,19 +183,19 @@ def _software() -> str:
 def _processes(settings: Config, shape: Shape) -> str:
     import torch
 
-    settings.check_world_size(shape.world_size)
+    settings.parts(shape.world_size)
     asked = os.environ.get("RANKZERO_WORLD_SIZE")
     if asked is not None and int(asked) != shape.world_size:
         raise UserError(
             f"the launch has {asked} processes and the allocation room for {shape.world_size}",
             "launch through slurm/*.sh, which counts them",
         )
-    if runtime.under_slurm() and shape.gpus_per_node > torch.cuda.device_count() and settings.runtime.device != "cpu":
+    if runtime.under_slurm() and shape.gpus > torch.cuda.device_count() and settings.runtime.device != "cpu":
         raise UserError(
-            f"{shape.gpus_per_node} GPUs are allocated on this node and torch sees {torch.cuda.device_count()}",
+            f"{shape.gpus} GPUs are allocated on this node and torch sees {torch.cuda.device_count()}",
             "check nvidia-smi and that torch is a CUDA build, or give --runtime.device cpu",
         )
-    kind = "GPU" if shape.gpus_per_node else "CPU"
+    kind = "GPU" if shape.gpus and settings.runtime.device != "cpu" else "CPU"
     batch = settings.train.batch_size
     return f"{shape.world_size} on {kind}s, {batch // shape.world_size} of the global batch of {batch} each"
 
@@ -214,7 +220,7 @@ def _memory(settings: Config, shape: Shape, model: nn.Module, image_size: int) -
     parts = memory_bytes(settings, model, max(1, images), image_size)
     total = sum(parts.values())
     detail = f"about {readable(total)} a process: " + ", ".join(f"{k} {readable(v)}" for k, v in parts.items() if v)
-    if not (shape.gpus_per_node and torch.cuda.is_available()):
+    if not (shape.gpus and torch.cuda.is_available()):
         return Check("memory", "ok", detail)
     room = torch.cuda.get_device_properties(0).total_memory
     if total > room:

@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,22 @@ class Runtime:
         """Rank zero's ``value``, everywhere."""
         return self.gathered(value)[0]
 
+    def ordered_sum(self, rows: torch.Tensor) -> torch.Tensor:
+        """Sum over the rows [k, n] of all ranks, one after the other: [n], the same bits whoever holds which rows.
+
+        Every rank must call it, with the same number of rows.
+        """
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
+            dist.all_gather_into_tensor(gathered, rows)
+            rows = gathered
+        total = rows[0].clone()
+        for row in rows[1:]:
+            total += row
+        return total
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place and returned. Every rank must call it."""
         if self.world_size > 1:
@@ -101,7 +118,8 @@ class Runtime:
         shapes = self.from_rank_zero({name: (t.shape, t.dtype) for name, t in tensors.items()})
         result = {}
         for name, (shape, dtype) in shapes.items():
-            tensor = tensors[name].to(self.device) if self.is_rank_zero else None
+            # Contiguous: what is sent is memory, in whatever order it lies.
+            tensor = tensors[name].to(self.device).contiguous() if self.is_rank_zero else None
             result[name] = torch.empty(shape, dtype=dtype, device=self.device) if tensor is None else tensor
             dist.broadcast(result[name], src=0)
         return result
@@ -162,8 +180,13 @@ def die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 1) -> Runtime:
+def start(
+    settings: config.Runtime, *, deterministic: bool, static_graph: bool = False, one_thread: bool = False
+) -> Runtime:
     """Form the process group that was asked for, on the device that was asked for.
+
+    ``static_graph``: each backward pass is followed by an optimizer step. ``one_thread``: use one CPU thread unless
+    told otherwise, since sums over threads differ in their last bits with the number of threads.
 
     Raises UserError when fewer processes came than were asked for, or when the device is not there.
     """
@@ -175,7 +198,7 @@ def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 
             "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
             f"with --num_processes {asked.processes}",
         )
-    threads = _threads(settings)
+    threads = _threads(settings, alone=one_thread)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Threads that wait spin, for a tenth of a second by default: on shared cores that is ten times slower than working.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -203,7 +226,7 @@ def start(settings: config.Runtime, *, deterministic: bool, accumulation: int = 
         dynamo_plugin=None,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=accumulation == 1),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
         ],
     )
     set_up_group = control_group = None
@@ -230,6 +253,8 @@ def entry(main: Callable[[list[str]], int]) -> None:
     except UserError as error:
         if launch_rank() == 0:
             print(f"error: {error}", file=sys.stderr)
+        else:
+            _let_rank_zero_end()
         status = BAD_INPUT
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
@@ -245,6 +270,12 @@ def entry(main: Callable[[list[str]], int]) -> None:
     if status != 0:
         os._exit(status)
     sys.exit(status)
+
+
+def _let_rank_zero_end() -> None:
+    """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(10)
 
 
 def lost_contact(error: BaseException) -> bool:
@@ -344,13 +375,15 @@ def _on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
     return gpus == 0
 
 
-def _threads(settings: config.Runtime) -> int:
+def _threads(settings: config.Runtime, *, alone: bool) -> int:
     given = os.environ.get("OMP_NUM_THREADS", "")
     if settings.threads is not None:
         return settings.threads
     # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
     if given.isdigit() and int(given) > 0 and (int(given) > 1 or not _launched()):
         return int(given)
+    if alone:
+        return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 

@@ -49,9 +49,10 @@ def main(argv: list[str]) -> int:
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
-        accumulation=settings.train.gradient_accumulation,
+        static_graph=settings.train.gradient_accumulation == 1,
+        one_thread=settings.train.gradient_shards is not None,
     )
-    settings.check_world_size(place.world_size)
+    settings.parts(place.world_size)
     from job.console import Console
 
     console = Console(quiet=not place.is_rank_zero)

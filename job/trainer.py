@@ -71,6 +71,7 @@ class Trainer:
         self.settings, self.dataset, self.runtime = settings, dataset, runtime
         self.preemption, self.console, self.directory = preemption, console, directory
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
+        self.parts = settings.parts(runtime.world_size)
         self.checkpoints = Checkpoints(
             directory.path / "checkpoints" if directory else None, keep=settings.checkpoint.keep, say=console.warn
         )
@@ -78,8 +79,13 @@ class Trainer:
         state = runtime.from_rank_zero(saved.trainer if saved else None)
         self.plain_model = self._build(saved, pretrained=state is None)
         self.optimizer = runtime.accelerator.prepare_optimizer(make_optimizer(settings.optimizer, self.plain_model))
-        # The wrapper copies rank zero's weights to all ranks: one process reads them, wherever they come from.
-        self.model = runtime.accelerator.prepare_model(self.plain_model)
+        # One process reads the weights, wherever they come from, and the others have them from it: by the wrapper, or
+        # where gradients are summed without it, by hand.
+        if settings.train.gradient_shards:
+            self.plain_model.load_state_dict(runtime.broadcast(self.plain_model.state_dict()))
+        self.model = runtime.accelerator.prepare_model(
+            self.plain_model, evaluation_mode=settings.train.gradient_shards is not None
+        )
         at_hand = placed(dataset, runtime.device) if data_on_device(settings, dataset, runtime.device) else dataset
         self.batches = {
             name: Batches(
@@ -118,7 +124,7 @@ class Trainer:
                 epoch=progress.epoch,
                 start=progress.images,
                 batch_size=settings.batch_size,
-                parts=settings.gradient_accumulation,
+                parts=self.parts,
             ):
                 self._recent.append(self._step(parts))
                 count = min(settings.batch_size, images - progress.images)
@@ -139,26 +145,46 @@ class Trainer:
 
     def _step(self, parts: list[Part]) -> Tensor:
         """One optimizer step; returns this rank's share of the mean loss over the global batch, on the device."""
-        accelerator, settings, step = self.runtime.accelerator, self.settings.train, self.progress.step
-        torch.manual_seed(address(settings.seed, "step", step, self.runtime.rank))  # for dropout
+        runtime, settings, step = self.runtime, self.settings.train, self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, step, self.steps_per_epoch)
-        total = torch.zeros((), device=self.runtime.device)
+        shards: list[Tensor] = []
+        # In float64 a sum of a few float32 values is exact, and so the same in any order.
+        total = torch.zeros((), dtype=torch.float64, device=runtime.device)
         for i, part in enumerate(parts):
-            synced = contextlib.nullcontext() if i == len(parts) - 1 else accelerator.no_sync(self.model)
-            with synced:
+            torch.manual_seed(address(settings.seed, "step", step, runtime.rank * len(parts) + i))  # for dropout
+            with contextlib.nullcontext() if i == len(parts) - 1 else runtime.accelerator.no_sync(self.model):
                 logits = self.model(part.images)
                 loss = part.weight * F.cross_entropy(
                     logits, part.labels, reduction="sum", label_smoothing=settings.label_smoothing
                 )
-                # Gradients are averaged over ranks; the mean over the global batch is the sum of the ranks' shares.
-                accelerator.backward(loss * self.runtime.world_size)
+                # The wrapper averages over ranks what is to be summed: each has its share of the mean.
+                runtime.accelerator.backward(loss if settings.gradient_shards else loss * runtime.world_size)
             total += loss.detach()
+            if settings.gradient_shards:
+                shards.append(self._take_gradient())
+        if settings.gradient_shards:
+            self._give_gradient(runtime.ordered_sum(torch.stack(shards)))
         if settings.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+            runtime.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return total
+
+    def _take_gradient(self) -> Tensor:
+        """The gradient of all parameters, flat [p], and none left behind."""
+        gradients = [parameter.grad for parameter in self.plain_model.parameters()]
+        flat = torch.cat(
+            [g.permute(0, 2, 3, 1).flatten() if g.ndim == 4 else g.flatten() for g in gradients if g is not None]
+        )
+        self.optimizer.zero_grad()
+        return flat
+
+    def _give_gradient(self, flat: Tensor) -> None:
+        """Undo ``_take_gradient``: a view of ``flat`` for each parameter, in the parameter's memory layout."""
+        parameters = list(self.plain_model.parameters())
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.as_strided(parameter.shape, parameter.stride())
 
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
@@ -167,7 +193,7 @@ class Trainer:
         """
         every = self.settings.checkpoint.every_seconds
         overdue = every is not None and time.monotonic() - self._last_save >= every and self.runtime.is_rank_zero
-        message = torch.stack([*self._recent, torch.tensor(float(overdue), device=self.runtime.device)])
+        message = torch.stack([*self._recent, torch.tensor(overdue, dtype=torch.float64, device=self.runtime.device)])
         *losses, late = self.runtime.sum(message).tolist()
         progress = self.progress
         first = progress.step - len(losses) + 1

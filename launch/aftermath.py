@@ -34,6 +34,18 @@ class Start:
     checkpoint: str | None
 
 
+@dataclass(frozen=True)
+class Failure:
+    """How one rank ended."""
+
+    rank: int
+    node: str
+    how: str
+    """in srun's words"""
+    status: int | None
+    """exit status; None when a signal ended it"""
+
+
 def begin(allocation: Allocation, run: Path) -> Start:
     """Make room for a start's files, and remember what was there before it."""
     logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}"
@@ -47,6 +59,7 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     ``exit_status`` is srun's, the highest of its tasks; ``messages`` are the lines it wrote itself. What status.json
     says of this start outranks both: a process can still die after all its work is saved.
     """
+    failures = read_failures(messages)
     after = read_status(start.run)
     state = after.get("state") if after != start.status else None
     if exit_status == FINISHED or state == "finished":
@@ -56,11 +69,12 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
         show_errors(start, 0)
         reason = f"stopped after step {after.get('step')} ({after.get('signal')})"
         return come_back(start, reason, PREEMPTED)
-    if exit_status == BAD_INPUT:
+    # srun ends the other ranks, so that the highest status is not always the first.
+    if BAD_INPUT in (exit_status, failures[0].status if failures else None):
         show_errors(start, 0)
         return end(start, "not started again: the input has to be mended first", BAD_INPUT)
     exit_status = exit_status if 0 < exit_status < 256 else FAILED
-    reason = record_failure(start, messages)
+    reason = record_failure(start, failures, messages)
     if not after and exit_status == FAILED:
         return end(start, f"not started again, for it never began: {reason}", FAILED)
     return come_back(start, reason, exit_status)
@@ -93,7 +107,7 @@ def end(start: Start, verdict: str, exit_status: int) -> int:
     for path in start.logs.glob("rank-*.err"):
         if not path.stat().st_size:
             path.unlink()
-    if os.listdir(start.run) == ["slurm"] and exit_status == BAD_INPUT:
+    if os.listdir(start.run) == ["slurm"] and exit_status in (FINISHED, BAD_INPUT):
         shutil.rmtree(start.run)  # no run ever began in it
     say(verdict)
     return exit_status
@@ -123,35 +137,38 @@ def idle_requeues(start: Start) -> int:
     return 0
 
 
-def record_failure(start: Start, messages: list[str]) -> str:
-    """Write down who failed first, where, after which step and with what traceback; one line that names the file."""
-    rank, node, how = first_failure(start, messages) or (0, "an unknown node", "srun failed")
-    step = read_status(start.run).get("step", 0)
-    text = f"rank {rank} of {start.allocation.world_size} on {node} failed first, after step {step}: {how}"
-    report = start.logs / "failure.txt"
-    errors = error_text(start, rank)
-    report.write_text(f"{text}\n\nstandard error of rank {rank}:\n{errors}\nsrun:\n{''.join(messages)}")
-    show_errors(start, rank)
-    return f"{text}; see {report}"
-
-
-def first_failure(start: Start, messages: list[str]) -> tuple[int, str, str] | None:
-    """Rank, node and end of the task that failed first, from what srun said in order; None if it said nothing.
-
-    Ranks that only lost contact to that one, or were then ended by srun, are passed over.
-    """
+def read_failures(messages: list[str]) -> list[Failure]:
+    """The tasks that failed, in the order in which srun heard of it."""
     failures = []
     for line in messages:
         for node, ranks, how in re.findall(r"^srun: error: (\S+): tasks? ([\d,-]+): (.*)", line):
+            status = re.fullmatch(r"Exited with exit code (\d+)", how)
             for part in ranks.split(","):
                 first, _, last = part.partition("-")
-                failures += [(rank, node, how) for rank in range(int(first), int(last or first) + 1)]
+                for rank in range(int(first), int(last or first) + 1):
+                    failures.append(Failure(rank, node, how, int(status[1]) if status else None))
+    return failures
 
-    def followed(failure: tuple[int, str, str]) -> bool:
-        rank, _, how = failure
-        return how.startswith("Terminated") or (how.startswith("Exited") and "Traceback" not in error_text(start, rank))
 
-    return min(failures, key=followed, default=None)
+def record_failure(start: Start, failures: list[Failure], messages: list[str]) -> str:
+    """Write down who failed first, where, after which step and with what traceback; one line that names the file.
+
+    Ranks that only lost contact to that one, or were then ended by srun, are passed over.
+    """
+
+    def followed(failure: Failure) -> bool:
+        told = "Traceback" in error_text(start, failure.rank)
+        return failure.how.startswith("Terminated") or (failure.status is not None and not told)
+
+    found = min(failures, key=followed, default=Failure(0, "an unknown node", "srun failed", None))
+    step = read_status(start.run).get("step", 0)
+    size = start.allocation.world_size
+    text = f"rank {found.rank} of {size} on {found.node} failed first, after step {step}: {found.how}"
+    report = start.logs / "failure.txt"
+    errors = error_text(start, found.rank)
+    report.write_text(f"{text}\n\nstandard error of rank {found.rank}:\n{errors}\nsrun:\n{''.join(messages)}")
+    show_errors(start, found.rank)
+    return f"{text}; see {report}"
 
 
 def error_text(start: Start, rank: int) -> str:

@@ -33,7 +33,9 @@ class Allocation:
     processes: int
     """ranks on each node: one a GPU; without GPUs as many as tasks were asked for, or one"""
     cpus: int
-    """CPUs of a rank"""
+    """of a rank"""
+    crowded: bool
+    """fewer CPUs than ranks on a node"""
     array_task: str | None
     end_time: int | None
     """seconds since 1970; None without a time limit"""
@@ -71,6 +73,7 @@ def read_allocation(job: str, record: str) -> Allocation:
         gpus=gpus,
         processes=processes,
         cpus=max(1, cpus // processes),
+        crowded=cpus < processes,
         array_task=env.get("SLURM_ARRAY_TASK_ID"),
         end_time=end_time(job),
     )

@@ -42,6 +42,11 @@ def main(config: str, overrides: list[str]) -> int:
     stop = StopRequest()
     job = job_name()
     allocation = read_allocation(job, show_job(job))
+    for variable in (
+        "SLURM_CPUS_PER_TASK",
+        "SLURM_TRES_PER_TASK",
+    ):  # srun refuses them where they differ from its options
+        os.environ.pop(variable, None)
     run = run_directory(allocation, overrides)
     arguments = ["--config", config, *defaults(allocation, run, overrides), *overrides]
     start = aftermath.begin(allocation, run)
@@ -102,9 +107,7 @@ def local_disk(allocation: Allocation) -> Path | None:
     if not named or not os.path.isabs(named):
         return None
     local = Path(named) / "rankzero"
-    nodes = str(len(allocation.nodes))
-    done = run_client("srun", "--export=ALL", "--mpi=none", "--nodes", nodes, "--ntasks", nodes, "--ntasks-per-node=1",
-                      "--cpus-per-task=1", "mkdir", "-p", "--", str(local))  # fmt: skip
+    done = run_client(*srun(allocation, tasks=1, cpus=1), "mkdir", "-p", "--", str(local))
     if done.returncode:
         say(f"{local} cannot be made on every node, so the decoded pictures stay where the data set is")
         return None
@@ -153,6 +156,18 @@ def port(allocation: Allocation) -> int:
     raise LaunchError(f"a hundred ports from {15000 + number % 17000} on are taken on this node: use another node")
 
 
+def srun(allocation: Allocation, *, tasks: int, cpus: int) -> list[str]:
+    """The beginning of a command that starts ``tasks`` tasks of ``cpus`` CPUs on each node.
+
+    Says all of it, for srun does not inherit the request, or inherits another part of it in each version.
+    """
+    return [
+        *("srun", "--export=ALL", "--mpi=none", *(["--overcommit"] if allocation.crowded else [])),
+        f"--nodes={len(allocation.nodes)}",
+        *(f"--ntasks={len(allocation.nodes) * tasks}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}"),
+    ]
+
+
 class StopRequest:
     """SIGUSR1 to this process (``--signal=B:USR1@...``), passed on to the job as a STOP file.
 
@@ -196,18 +211,19 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
     allocation = start.allocation
     python = os.environ.get("RANKZERO_PYTHON") or sys.executable
     command = [
-        "srun", "--export=ALL", "--mpi=none", "--kill-on-bad-exit=1",
-        f"--nodes={len(allocation.nodes)}", f"--ntasks={allocation.world_size}",
-        f"--ntasks-per-node={allocation.processes}", f"--cpus-per-task={allocation.cpus}", f"--chdir={REPOSITORY}",
+        *srun(allocation, tasks=allocation.processes, cpus=allocation.cpus),
+        "--kill-on-bad-exit=1",
+        f"--chdir={REPOSITORY}",
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
-        "bash", "-c", ON_NODE, "rank", python, str(REPOSITORY / "job" / "train.py"), *arguments,
-    ]  # fmt: skip
+        *("bash", "-c", ON_NODE, "rank"),
+        *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
+    ]
     messages = []
-    with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE, text=True) as srun:
-        for line in srun.stderr or ():
+    with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE, text=True) as step:
+        for line in step.stderr or ():
             messages.append(line)
             print(line, end="", file=sys.stderr, flush=True)
-    return srun.returncode, messages
+    return step.returncode, messages
 
 
 if __name__ == "__main__":

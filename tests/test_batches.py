@@ -36,6 +36,7 @@ def epoch(
     ]
     for shares in zip(*ranks, strict=True):
         every = [part for share in shares for part in share]
+        every = [part for part in every if part.weight]  # without those that keep ranks in step
         weights = torch.cat([torch.full((len(p.labels),), p.weight) for p in every])
         yield torch.cat([p.labels for p in every]), torch.cat([p.images for p in every]), weights
 

@@ -141,11 +141,29 @@ def test_nothing_about_processes_is_in_configs_and_nothing_about_learning_in_lau
         assert not {"learning_rate", "epochs", "batch_size"} & set(yaml.safe_load(path.read_text()))
 
 
-@pytest.mark.parametrize(("world_size", "parts", "ok"), [(1, 1, True), (3, 1, False), (3, 2, False), (4, 2, True)])
-def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(world_size: int, parts: int, ok: bool) -> None:
-    settings = parse(f"--train.gradient_accumulation={parts}")
-    if ok:
-        settings.check_world_size(world_size)
-        return
-    with pytest.raises(UserError, match=r"use 126 or 1(29|32)"):
-        settings.check_world_size(world_size)
+@pytest.mark.parametrize(
+    ("world_size", "option", "parts"),
+    [
+        (1, "gradient_accumulation=1", 1),
+        (4, "gradient_accumulation=2", 2),
+        (1, "gradient_shards=4", 4),
+        (4, "gradient_shards=4", 1),
+    ],
+)
+def test_a_batch_is_cut_into_equal_parts(world_size: int, option: str, parts: int) -> None:
+    assert parse(f"--train.{option}").parts(world_size) == parts
+
+
+@pytest.mark.parametrize(
+    ("world_size", "option", "says"),
+    [
+        (3, "gradient_accumulation=1", "does not divide by 3 processes x 1 parts each: use 126 or 129"),
+        (3, "gradient_accumulation=2", "does not divide by 3 processes x 2 parts each: use 126 or 132"),
+        (256, "gradient_accumulation=1", "does not divide by 256 processes x 1 parts each: use 256"),
+        (3, "gradient_shards=4", "train.gradient_shards=4 does not divide by 3 processes: use 6"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(world_size: int, option: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(f"--train.{option}").parts(world_size)
+    assert says in str(caught.value)

@@ -160,6 +160,25 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
         assert torch.allclose(value, model.state_dict()[key], atol=1e-3), key
 
 
+def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small: list[str], tmp_path: Path) -> None:
+    found = {}
+    for processes in (1, 2, 3):
+        run = tmp_path / str(processes)
+        finished = run_job(
+            "train.py",
+            *(*small, "--train.epochs=2", "--train.batch_size=42", "--train.gradient_shards=6", "--run.log_every=5"),
+            *("--data.augment=flip_crop", f"--run.dir={run}"),
+            processes=processes,
+        )
+        assert finished.returncode == 0, finished.stderr
+        found[processes] = (
+            (run / "model.safetensors").read_bytes(),
+            [line | {"images_per_second": 0, "seconds": 0} for line in metrics(run)],
+            read(run / "evaluation.json")["confusion_matrix"],
+        )
+    assert found[1] == found[2] == found[3]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -108,7 +109,7 @@ class Cluster:
         text = self.run("scontrol", "show", "job", "-o", job_id).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
-    def wait(self, job_id: str, *states: str, seconds: float = 90) -> dict[str, str]:
+    def wait(self, job_id: str, *states: str, seconds: float = 240) -> dict[str, str]:
         """Waits until the job is in one of ``states`` (default: ended for good); what is known of it then."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "DEADLINE")
         deadline = time.monotonic() + seconds
@@ -148,13 +149,15 @@ def cluster(nodes: int = 2, gpus: int = 2, cpus: int = 8) -> Iterator[Cluster]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
     environment["SLURM_CONF"] = str(directory / "slurm.conf")
     running = Cluster(directory, names, environment)
+    # Another process ends it all when its standard input does, so that a test run that is killed leaves nothing either.
+    undertaker = subprocess.Popen(
+        [sys.executable, __file__, "--end", directory], stdin=subprocess.PIPE, env=environment, start_new_session=True
+    )
     try:
         _start(running)
         yield running
     finally:
-        _end(running)
-        if not os.environ.get("KEEP_CLUSTER"):
-            shutil.rmtree(directory, ignore_errors=True)
+        undertaker.communicate()
 
 
 def missing() -> str | None:
@@ -230,22 +233,15 @@ def _start(running: Cluster) -> None:
             states = set(running.run("sinfo", "-h", "-N", "-p", "work", "-o", "%t").stdout.split())
 
 
-def _end(running: Cluster) -> None:
-    """Ends jobs, then daemons, then whatever of ours is left, each found by this cluster's own directory."""
-    with contextlib.suppress(RuntimeError, subprocess.TimeoutExpired):
-        running.run("scancel", "--signal=KILL", "--full", "--state=RUNNING", "--user=root")
-        running.run("scancel", "--user=root")
-    mark = str(running.directory).encode()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for _ in range(25):
-            ours = [pid for pid in _processes() if mark in _command(pid)]
-            ours += _carrying(f"SLURM_CONF={running.directory}/slurm.conf")
-            if not ours:
-                return
-            for pid in ours:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            time.sleep(0.2)
+def _end(directory: Path) -> None:
+    """Ends daemons, jobs and whatever else is ours, each found by the cluster's own directory, and removes that."""
+    mark = str(directory).encode()
+    while ours := [p for p in _processes() if mark in _command(p)] + _carrying(f"SLURM_CONF={directory}/slurm.conf"):
+        for pid in ours:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _processes() -> list[int]:
@@ -288,8 +284,12 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--end"]:
+        sys.stdin.read()
+        _end(Path(sys.argv[2]))
+        sys.exit()
     if reason := missing():
-        raise SystemExit(f"error: {reason}")
+        sys.exit(f"error: {reason}")
     with cluster() as started:
         print(f"export SLURM_CONF={started.environment['SLURM_CONF']}    # then sinfo, sbatch, ...; Ctrl-C ends it")
         with contextlib.suppress(KeyboardInterrupt):

@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, cluster, missing
-
-ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--data.source", "shapes10", "--train.epochs", "2", "--run.log_every", "5", "--run.trackers", "[]"]
-TWO_NODES = ["--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1"]
-
-
-class Site:
-    """A cluster, a checkout of the repository on it, and a folder of a user's own to submit from."""
-
-    def __init__(self, cluster: Cluster, repository: Path, home: Path) -> None:
-        self.cluster, self.repository, self.home = cluster, repository, home
-        self.options: list[str] = []
-
-    def submit(self, *options: str, script: str = "simple_cnn.sh", overrides: list[str], **environment: str) -> str:
-        """``sbatch`` with these options, the shipped script and the overrides for the job; the job's id."""
-        return self.cluster.submit(
-            *options, self.repository / "slurm" / script, *overrides, directory=self.home, **environment
-        )
-
-    def log(self, job: str, name: str = "simple_cnn") -> str:
-        """The Slurm log, which lies where the job was submitted."""
-        return (self.home / f"{name}-{job}.out").read_text()
-
-    def run(self, job: str, name: str = "simple_cnn") -> Path:
-        """The job's run directory."""
-        return self.repository / "runs" / f"{name}-{job}"
-
-    def wait_for_step(self, job: str, step: int, seconds: float = 90) -> None:
-        """Waits until the job has said that it took so many steps."""
-        deadline = time.monotonic() + seconds
-        while True:
-            status = self.run(job) / "status.json"
-            if status.exists() and json.loads(status.read_text())["step"] >= step:
-                return
-            assert time.monotonic() < deadline, f"job {job} is not at step {step}:\n{self.log(job)}"
-            time.sleep(0.1)
+from cluster import cluster, missing
+from shipped import ROOT, TINY, TWO_NODES, Site
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +22,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     repository = directory / "rank zero"
     for folder in ("job", "launch", "slurm", "configs"):
         shutil.copytree(ROOT / folder, repository / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    home = directory / "home"
+    home, scratch = directory / "home", directory / "scratch"
     home.mkdir()
+    scratch.mkdir()
     with cluster(nodes=2, gpus=2, cpus=16) as running:
-        running.environment |= {"RANKZERO_PYTHON": sys.executable, "TMPDIR": str(directory), "OMP_NUM_THREADS": "1"}
+        running.environment |= {"RANKZERO_PYTHON": sys.executable, "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1"}
         running.environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{running.environment['PATH']}"
-        yield Site(running, repository, home)
+        yield Site(running, repository, home, scratch)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,6 @@ def test_two_machines_started_by_hand_form_one_job(tmp_path: Path) -> None:
         )
         for rank in "01"
     ]
-    said = [machine.communicate(timeout=120)[0] for machine in machines]
+    said = [machine.communicate(timeout=280)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], said
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["world_size"] == 2
