@@ -23,7 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from job import comparison, figures, page, report, results, runtime
+from job import comparison, figures, page, results, runtime, theme
 from job.comparison import Finished
 from job.config import Arguments, UserError
 from job.page import percent
@@ -184,16 +184,14 @@ def markdown(found: dict[str, Any], runs: Sequence[Finished]) -> str:
         versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "accelerate") if name in environment)
         recipe = f"{one.run.setting('train.epochs')} epochs, batch {one.run.setting('train.batch_size')}"
         precision = one.run.setting("runtime.precision")
-        parts.append(f"- {one.name}: {report.title(one.run)}, {recipe}, {precision}; {names}; {versions}")
+        parts.append(f"- {one.name}: {one.run.title}, {recipe}, {precision}; {names}; {versions}")
     return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("ran\n- ", "ran\n\n- ") + "\n"
 
 
 def _figure(found: dict[str, Any]) -> str:
-    with figures.style():
+    with theme.style():
         drawn = figures.compared(found)
-        return (
-            f"<figure>{figures.to_svg(drawn, 'compared', 'Accuracy per class of each run; the table has it')}</figure>"
-        )
+        return f"<figure>{theme.to_svg(drawn, 'compared', 'Accuracy per class of each run; the table has it')}</figure>"
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

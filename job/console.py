@@ -69,7 +69,7 @@ class Console:
 
     def result(self, result: dict[str, Any]) -> None:
         """The content of ``evaluation.json``: every class, and what is hard."""
-        block = "█" if self._screen.encoding.startswith("utf") else "#"
+        block = "━" if self._screen.encoding.startswith("utf") else "#"
         self.show(lambda width: class_table(result, width, block))
         self.say(hardest(result))
         self.say(confusions(result))

@@ -16,6 +16,8 @@ from job.config import UserError
 PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}
 """Test accuracy on CIFAR-10 that the reference notebook gives, over all classes; it gives none per class."""
 
+_NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
+
 Record = dict[str, Any]
 
 
@@ -48,6 +50,18 @@ class Run:
     @property
     def model(self) -> str:
         return str(self.setting("model.name", "unknown model"))
+
+    @property
+    def title(self) -> str:
+        """Model and data, as people call them."""
+        source = self.setting("data.source", "unknown data")
+        data = Path(self.setting("data.root", "")).name.partition(".")[0] if source == "folder" else source
+        return f"{_NAMES.get(self.model, self.model)} on {_NAMES.get(data, data)}"
+
+    @property
+    def state(self) -> str:
+        """finished, running, preempted or failed."""
+        return "finished" if self.evaluation else str(self.status.get("state", "running"))
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of ``config.yaml`` by its dotted key."""

@@ -25,7 +25,6 @@ from rich.text import Text
 from job import results, runtime
 from job.config import Arguments, UserError
 from job.console import Console
-from job.report import title
 from job.results import Run, duration, number
 
 EVERY = 2.0
@@ -59,7 +58,7 @@ def main(argv: list[str]) -> int:
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
-    return runtime.FAILED if state(run) == "failed" else 0
+    return runtime.FAILED if run.state == "failed" else 0
 
 
 def _print_news(run: Run, console: Console) -> Run:
@@ -70,8 +69,8 @@ def _print_news(run: Run, console: Console) -> Run:
             console.say(epoch_line(run, line))
             shown += 1
         shown = min(shown, len(run.lines("validation")))  # a resumed run takes back what it does again
-        if state(run) != before:
-            before = state(run)
+        if run.state != before:
+            before = run.state
             console.say(f"{run.name}: {before}, {where(run)}")
         if is_over(run):
             return run
@@ -79,19 +78,14 @@ def _print_news(run: Run, console: Console) -> Run:
         run = results.read(run.path)
 
 
-def state(run: Run) -> str:
-    """finished, running, preempted or failed."""
-    return "finished" if run.evaluation else str(run.status.get("state", "running"))
-
-
 def is_over(run: Run) -> bool:
     """Whether nothing more is to come; a preempted run is expected back."""
-    return state(run) in ("finished", "failed")
+    return run.state in ("finished", "failed")
 
 
 def view(run: Run) -> Group:
     """How the run stands, in a screenful."""
-    head = Text.assemble((run.name, "bold"), f"  {title(run)}  ", (state(run), STYLES.get(state(run), "")))
+    head = Text.assemble((run.name, "bold"), f"  {run.title}  ", (run.state, STYLES.get(run.state, "")))
     parts: list[Text | Table] = [head]
     step, total = steps(run)
     if total:
@@ -102,9 +96,9 @@ def view(run: Run) -> Group:
     if run.status.get("error"):
         parts.append(Text(str(run.status["error"]), style="red"))
     silence = time.time() - newest(run.path)
-    if state(run) == "running" and silence > SILENCE:
+    if run.state == "running" and silence > SILENCE:
         parts.append(Text(f"no news for {duration(silence)}: it may have been killed", style="yellow"))
-    if state(run) == "preempted":
+    if run.state == "preempted":
         parts.append(Text(f"stopped by {run.status.get('signal')}; the same command, or its requeue, continues it"))
     epochs = run.lines("validation")
     if epochs:

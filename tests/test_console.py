@@ -86,7 +86,7 @@ def test_on_a_terminal_a_bar_moves_with_rate_time_left_and_loss() -> None:
     assert "\x1b[33mwarning: look" in shown
     plain = ANSI.sub("", shown)
     assert re.search(r"epoch 1/3 .*\d+%.* images/s  .* s left  loss 1\.2345", plain)
-    assert "██████" in plain
+    assert "━━━━━━" in plain
     assert "hardest: bird (40.0%), a cat with quite a long name (80.0%)" in plain
     assert "most confused: bird taken for größe (7)" in plain
 
