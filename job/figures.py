@@ -35,7 +35,7 @@ def loss(run: Run) -> Figure:
         color=LIGHT["muted"],
         linewidth=0.9,
         alpha=0.6,
-        label="training, as it went",
+        label="steps",
     )
     epochs = run.lines("validation")
     _line(axes, x(epochs), _values(epochs, "train_loss"), color=LIGHT["accent"], marker="o", label="training")
