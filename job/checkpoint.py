@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from job.config import UserError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
 _NAME = re.compile(r"step-(\d{8,})")
 _DTYPES = {
     torch.float64: "F64",
@@ -78,47 +80,47 @@ class Checkpoints:
             for left_over in directory.glob(".*-*"):
                 shutil.rmtree(left_over, ignore_errors=True)
 
-    def save(self, state: State, *, wait: bool = False) -> None:
-        """Copy ``state`` to host memory and write it in the background, or before returning with ``wait``.
+    def save(self, state: State) -> bool:
+        """Copy ``state`` to host memory and write it in the background; False, and nothing, while one is being written.
 
-        Waits for the save before it. Raises what that one, or with ``wait`` this one, failed with: OSError, or
-        NotFiniteError.
+        ``failed`` tells afterwards what went wrong.
         """
-        if self._directory is None:
-            return
-        self.join()
+        if self._directory is None or (self._writer is not None and self._writer.is_alive()):
+            return False
         begin = time.monotonic()
         copy = State(_to_host(state.model), _to_host(state.optimizer), state.trainer)
+        self._error = None  # whatever became of the save before this one, it matters no more
         self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
         self._writer.start()
-        if wait:
-            self.join()
+        return True
 
-    @property
-    def busy(self) -> bool:
-        """Whether a save is being written."""
-        return self._writer is not None and self._writer.is_alive()
-
-    def join(self) -> None:
-        """Wait for the save that is being written, and raise what it failed with."""
+    def wait(self) -> None:
+        """Wait for the save that is being written."""
         if self._writer is not None:
             self._writer.join()
-            self._writer = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
 
     def failed(self) -> BaseException | None:
-        """What the last background save failed with, once."""
+        """What the last save failed with, once: OSError, or NotFiniteError."""
         error, self._error = self._error, None
         return error
 
-    def load(self) -> State | None:
-        """The newest checkpoint that verifies; None where there is none at all.
+    def load(self, *, metrics_bytes: int) -> State | None:
+        """``newest_whole``; what it passed over is set aside, under a name that begins with ``damaged-``.
 
-        Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+        Retention would otherwise count it, and keep it in place of a good one.
         """
-        return newest_whole(self._directory, self._say) if self._directory is not None else None
+        if self._directory is None:
+            return None
+        state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
+        if state is None:
+            return None
+        for path in _by_step(self._directory):
+            if path.name > _name(state):
+                aside = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.rename(aside)
+        return state
 
     def newest(self) -> str | None:
         """Name of the newest checkpoint in place."""
@@ -128,17 +130,19 @@ class Checkpoints:
     def _write(self, state: State, begin: float) -> None:
         assert self._directory is not None
         try:
-            if not all(bool(torch.isfinite(t).all()) for t in state.model.values() if t.is_floating_point()):
-                raise NotFiniteError(f"weights are not finite after step {state.trainer['step']}")
-            write(self._directory, state)
+            for what, tensors in (("weights", state.model), ("moments of the gradients", state.optimizer)):
+                if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+                    raise NotFiniteError(f"{what} are not finite after step {state.trainer['step']}")
+            written = write(self._directory, state)
             self.save_seconds = time.monotonic() - begin
-            self._retire()
+            self._retire(written)
         except BaseException as error:
             self._error = error
 
-    def _retire(self) -> None:
-        assert self._directory is not None
-        for path in _by_step(self._directory)[: -self._keep]:
+    def _retire(self, written: Path) -> None:
+        # Counted from the new one down: a later step was passed over, and could not be set aside.
+        found = [path for path in _by_step(written.parent) if path.name <= written.name]
+        for path in found[: -self._keep]:
             # A rename first: a checkpoint that is half deleted must not look like a damaged one.
             trash = path.with_name(f".trash-{path.name}")
             reached("retire")
@@ -147,15 +151,20 @@ class Checkpoints:
                 shutil.rmtree(trash)
 
 
-def newest_whole(directory: Path, say: Callable[[str], None]) -> State | None:
+def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: float = math.inf) -> State | None:
     """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
 
-    Says which ones are passed over and why. Raises UserError when there are some and none verifies.
+    One that knows of more than the ``metrics_bytes`` that are left of metrics.jsonl is of no use to go on from, but an
+    older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
+    Raises UserError when there are some and none verifies.
     """
-    found = _by_step(directory) if directory.is_dir() else []
+    found = _by_step(directory)
     for path in reversed(found):
         try:
-            return read(path)
+            state = read(path)
+            if state.trainer["metrics_bytes"] > metrics_bytes:
+                raise ValueError("metrics.jsonl has lost lines that it knows of")
+            return state
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             say(f"passing over checkpoint {path.name}: {error}")
     if found:
@@ -167,8 +176,13 @@ def newest_whole(directory: Path, say: Callable[[str], None]) -> State | None:
 
 
 def write(directory: Path, state: State) -> Path:
-    """Write ``state`` so that it appears in ``directory`` whole or not at all. Raises OSError, leaving nothing."""
-    final = directory / f"step-{state.trainer['step']:08d}"
+    """Write ``state`` so that it appears in ``directory`` whole or not at all. Raises OSError, leaving nothing.
+
+    A whole one of the same step is left as it is; a damaged one makes room.
+    """
+    final = directory / _name(state)
+    if final.exists() and not _take_away(final):
+        return final
     temporary = directory / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -184,9 +198,6 @@ def write(directory: Path, state: State) -> Path:
         reached(MANIFEST)
         flush_directory(temporary)
         reached("before rename")
-        if final.exists() and not _take_away(final):
-            shutil.rmtree(temporary)
-            return final
         temporary.rename(final)
         reached("after rename")
         flush_directory(directory)
@@ -197,33 +208,42 @@ def write(directory: Path, state: State) -> Path:
 
 
 def read(path: Path) -> State:
-    """The state in checkpoint ``path``. Raises OSError or ValueError, with the reason, unless all of it verifies."""
+    """The state in checkpoint ``path``. Raises OSError or ValueError, with the reason, unless all of it verifies.
+
+    Raises UserError for one that a newer program wrote: to pass it over would throw its work away.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
+        number = manifest["format"]
+        files = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError("its manifest is damaged") from None
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"it has format {manifest['format']}, this program reads {FORMAT}")
-    for name in ("model.safetensors", "optimizer.safetensors", "trainer.json"):
+    for name, (size, digest) in files.items():
         try:
-            size = (path / name).stat().st_size
+            found = (path / name).stat().st_size
         except FileNotFoundError:
             raise ValueError(f"{name} is missing") from None
-        if size != files[name]["bytes"]:
-            raise ValueError(f"{name} has {size} bytes, not {files[name]['bytes']}")
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, not {size}")
         with open(path / name, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != files[name]["sha256"]:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
     trainer = json.loads((path / "trainer.json").read_text())
+    if number != trainer["format"]:
+        raise ValueError("its manifest is damaged")
+    if number != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
+            "continue with the program that wrote it, or give another --run.dir",
+        )
     return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small text file so that readers, and a crash, see the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     try:
         _write_file(temporary, [text.encode()])
         temporary.replace(path)
@@ -234,7 +254,7 @@ def write_whole(path: Path, text: str) -> None:
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one safetensors file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _beside(path)
     try:
         _write_safetensors(temporary, _to_host(tensors))
         temporary.replace(path)
@@ -242,6 +262,13 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_left_overs(directory: Path) -> None:
+    """Remove what a process that was killed had written beside. Nobody else may be writing in ``directory``."""
+    for path in directory.glob(".*.*"):
+        if path.suffix[1:].isdigit():
+            path.unlink(missing_ok=True)
 
 
 def flush_directory(path: Path) -> None:
@@ -277,9 +304,21 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+def _beside(path: Path) -> Path:
+    """Where ``path`` is written before it is renamed. In a container the next process has the same number."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    return temporary
+
+
+def _name(state: State) -> str:
+    return f"step-{state.trainer['step']:08d}"
+
+
 def _by_step(directory: Path) -> list[Path]:
     """Checkpoints in place, oldest first: by step, for clocks lie."""
-    found = [(int(match[1]), path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    paths = directory.iterdir() if directory.is_dir() else ()
+    found = [(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -289,7 +328,9 @@ def _take_away(final: Path) -> bool:
         read(final)
         return False
     except (OSError, ValueError, KeyError, SafetensorError):
-        final.rename(final.with_name(f".trash-{final.name}"))
+        trash = final.with_name(f".trash-{final.name}")
+        final.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
         return True
 
 

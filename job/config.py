@@ -35,8 +35,8 @@ PREEMPTED = 75
 class UserError(Exception):
     """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2."""
 
-    def __init__(self, what: str, mend: str) -> None:
-        super().__init__(f"{what}: {mend}")
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}: {mend}" if mend else what)  # one text, so that it travels from rank to rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 AGREE_EVERY = 0.5
 """seconds between agreements of the ranks; each costs one small all-reduce"""
+AGAIN_AFTER = 1.0
+"""seconds after which a second Ctrl-C is a person's: a launcher forwards the first one to those who had it already"""
 LOOK_EVERY = 1.0
 """seconds between looks for the STOP file"""
 
@@ -32,11 +34,13 @@ class Preemption:
         self._reserve = 30.0
         self._stop_file: Path | None = None
         self._looked_at = 0.0
+        self._interrupted_at = math.inf
         self._maximum: Callable[[list[int]], list[int]] | None = None
         self._ticks = self._ticks_left = 1
         self._agreed_at = self._began
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # an entry point holds them back until here
 
     def attach(
         self,
@@ -82,8 +86,11 @@ class Preemption:
         return bool(stop)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason == "SIGINT":
-            os._exit(128 + number)  # the second Ctrl-C: at once
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if now - self._interrupted_at > AGAIN_AFTER:
+                os._exit(128 + number)  # the second Ctrl-C: at once
+            self._interrupted_at = min(now, self._interrupted_at)
         self.reason = signal.Signals(number).name
 
     def _look(self) -> None:

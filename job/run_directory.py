@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from job import config
-from job.checkpoint import write_whole
+from job.checkpoint import remove_left_overs, write_whole
 from job.config import Config, UserError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""what a file system answers that knows no locks, as Lustre does when mounted without them; the run goes on unlocked"""
 MAY_CHANGE = (
     "run",
     "checkpoint",
@@ -47,12 +49,11 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path / "run.lock")
+            remove_left_overs(path)
             write_whole(path / ".probe", "")
             (path / ".probe").unlink()
         except OSError as error:
-            raise UserError(
-                f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir"
-            ) from None
+            raise _unwritable(path, error) from None
         before = _read_json(path / "status.json")
         self._status: dict[str, Any] = {
             "state": "running",
@@ -76,13 +77,29 @@ class RunDirectory:
         return _read_json(self.path / "evaluation.json")
 
     def status(self, **changes: Any) -> None:
-        """Bring ``status.json`` up to date. A full disk is no reason to stop training."""
+        """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
         self._status |= changes
-        with contextlib.suppress(OSError):
+        try:
             write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+
+    def failed(self, message: str) -> None:
+        """Record, where that is possible at all, that the run has failed."""
+        with contextlib.suppress(OSError):
+            self.status(state="failed", error=message)
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
-        """Record what runs here."""
+        """Record what runs here. Raises UserError when that cannot be written."""
+        try:
+            self._begin(settings, environment)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def _begin(self, settings: Config, environment: dict[str, Any]) -> None:
+        if self.result:
+            self.reopen()
         write_whole(self.path / "config.yaml", config.to_yaml(settings))
         past = _read_json(self.path / "environment.json").get("attempts", [])
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
@@ -101,10 +118,13 @@ class RunDirectory:
     def metrics_from(self, size: int) -> None:
         """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
         self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
-        if os.fstat(self._metrics).st_size < size:
-            raise UserError(f"{self.path / 'metrics.jsonl'} has lost lines that the checkpoint knew", "restore it")
         os.ftruncate(self._metrics, size)
         self._size = size
+
+    def metrics_on_disk(self) -> int:
+        """Bytes of ``metrics.jsonl``, before it is opened."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
 
     def metric(self, record: dict[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
@@ -147,8 +167,10 @@ class RunDirectory:
 
     def first_failure(self) -> str | None:
         """What the rank that failed first has left, if it could."""
-        found = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
-        return found[0].read_text().splitlines()[0] if found else None
+        with contextlib.suppress(OSError):
+            found = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
+            return found[0].read_text().strip() if found else None
+        return None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write ``evaluation.json``, which makes the run a finished one."""
@@ -161,6 +183,12 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def _compare(self, settings: Config) -> None:
+        trained = self.result.get("epochs", 0)
+        if trained > settings.train.epochs:
+            raise UserError(
+                f"train.epochs={settings.train.epochs}",
+                f"the finished run in {self.path} has trained {trained}; give as many or more, or another --run.dir",
+            )
         file = self.path / "config.yaml"
         if not file.exists():
             return
@@ -191,16 +219,14 @@ def choose(path: str | None, name: str, *, same_job: bool) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise UserError(
-                f"run directory {candidate} cannot be made ({error.strerror})", "name another one with --run.dir"
-            ) from None
+            raise _unwritable(candidate, error) from None
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
 
 
 def leave_failure(path: Path, rank: int, message: str) -> None:
     """Let rank zero know why this rank ends, if this machine sees the run directory."""
     with contextlib.suppress(OSError):
-        (path / f"failure-{rank}.txt").write_text(message + "\n")
+        write_whole(path / f"failure-{rank}.txt", message + "\n")
 
 
 def _lock(path: Path) -> TextIO:
@@ -212,10 +238,17 @@ def _lock(path: Path) -> TextIO:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise UserError(f"{owner} runs in {path.parent}", "wait for it, stop it, or give another --run.dir") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

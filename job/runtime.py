@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 T = TypeVar("T")
+
+
+class FailedError(Exception):
+    """The run cannot go on. The message says why, and is all that is shown."""
+
+
 FAILED = 1
 
 
@@ -52,22 +58,23 @@ class Runtime:
         return self.rank == 0
 
     def guarded(self, work: Callable[[], T], *, on: bool = True) -> T | None:
-        """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank."""
+        """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank.
+
+        That is the UserError or FailedError which ``work`` raised; of any other the traceback is printed there.
+        """
         result: T | None = None
-        problem: UserError | str | None = None
+        problem: UserError | FailedError | None = None
         if on:
             try:
                 result = work()
-            except UserError as error:
+            except (UserError, FailedError) as error:
                 problem = error
-            except Exception:
-                problem = traceback.format_exc()
-        problems = self.gathered(problem)
-        for rank, found in enumerate(problems):
-            if isinstance(found, UserError):
-                raise found
+            except Exception as error:
+                traceback.print_exc()
+                problem = FailedError(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
+        for found in self.gathered(problem):
             if found is not None:
-                raise RuntimeError(f"rank {rank} failed:\n{found}")
+                raise found
         return result
 
     def gathered(self, value: T) -> list[T]:

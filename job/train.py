@@ -12,11 +12,17 @@ Run it again with the same run directory, on any number of processes, and it con
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from job.preemption import SIGNALS, Preemption
+
+if __name__ == "__main__":  # what comes before the handlers stand waits for them
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 import subprocess
 import time
@@ -26,7 +32,6 @@ from typing import TYPE_CHECKING, Any
 
 from job import config, run_directory, runtime
 from job.config import PREEMPTED, Config
-from job.preemption import Preemption
 from job.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -85,10 +90,8 @@ def _train(
     from job.trainer import Trainer
 
     environments = place.gathered(runtime.describe(place))
+    place.guarded(lambda: directory.begin(settings, _environment(environments)) if directory else None)
     if directory is not None:
-        if directory.result:
-            directory.reopen()
-        directory.begin(settings, _environment(environments))
         console.log_to(directory.path / "log.txt")
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(_describe_machines(environments))
@@ -112,8 +115,8 @@ def _train(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
         predictions = trainer.run()
-        if directory is not None and tracks is not None:
-            result = _finish(trainer, directory, predictions)
+        result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
+        if directory is not None and tracks is not None and result is not None:
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
             _show(result, console, directory)
@@ -121,6 +124,15 @@ def _train(
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
     """Write the final weights, the predictions and, last, the result that makes this a finished run."""
+    try:
+        return _write_results(trainer, directory, predictions)
+    except OSError as error:
+        raise runtime.FailedError(
+            f"the results cannot be written ({error.strerror}); training is done, and saved"
+        ) from None
+
+
+def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
     from job import checkpoint, evaluation, models, samples
 
     dataset = trainer.dataset
@@ -172,11 +184,11 @@ def _failed(
     path: Path,
 ) -> int:
     """Say once what happened, leave it in ``status.json``, and give the exit status."""
-    from job.trainer import StoppedEarlyError, TrainingFailedError
+    from job.trainer import StoppedEarlyError
 
     if isinstance(error, config.UserError):
         if directory is not None:
-            directory.status(state="failed", error=str(error))
+            directory.failed(str(error))
         raise error
     if isinstance(error, StoppedEarlyError):
         if directory is not None:
@@ -184,7 +196,7 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, TrainingFailedError):
+    if isinstance(error, runtime.FailedError):
         message = str(error)
     elif runtime.out_of_memory(error):
         message = (
@@ -203,7 +215,7 @@ def _failed(
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
-        directory.status(state="failed", error=message)
+        directory.failed(message)
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)

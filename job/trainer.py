@@ -22,15 +22,11 @@ from job.console import Console
 from job.datasets import Dataset, placed
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
-from job.runtime import Runtime, address
+from job.runtime import FailedError, Runtime, address
 
 
 class StoppedEarlyError(Exception):
     """All ranks agreed to stop, and the state is saved. The message is the reason."""
-
-
-class TrainingFailedError(Exception):
-    """The run cannot go on. The message says why, and what is saved."""
 
 
 @dataclass
@@ -86,6 +82,7 @@ class Trainer:
         self.model = runtime.accelerator.prepare_model(
             self.plain_model, evaluation_mode=settings.train.gradient_shards is not None
         )
+        self._rehearse()
         at_hand = placed(dataset, runtime.device) if data_on_device(settings, dataset, runtime.device) else dataset
         self.batches = {
             name: Batches(
@@ -101,15 +98,22 @@ class Trainer:
             if runtime.accelerator.scaler is not None:
                 runtime.accelerator.scaler.load_state_dict(state["scaler"])
         self._recent: list[Tensor] = []
-        self._saved_at = (self.progress.step, self.progress.images) if state else None
+        self._saved_at: int | None = self.progress.step  # where a run began is where it begins again
         self._last_save = self._last_line = time.monotonic()
 
     def run(self) -> evaluation.Predictions:
-        """Train what is left to train, then test. Raises StoppedEarlyError or TrainingFailedError."""
-        while self.progress.epoch <= self.settings.train.epochs:
-            self._train_epoch()
-            self._validate()
-        return self._test()
+        """Train what is left to train, then test. Raises StoppedEarlyError or FailedError."""
+        try:
+            if self.preemption.tick():  # a signal that came while torch was imported or pictures were decoded
+                self._stop()
+            while self.progress.epoch <= self.settings.train.epochs:
+                self._train_epoch()
+                self._validate()
+            found = self._predict("test")
+            self._save(final=True)
+            return found
+        finally:
+            self.checkpoints.wait()  # whatever happened: what is being written is worth a moment
 
     def _train_epoch(self) -> None:
         settings, progress = self.settings.train, self.progress
@@ -189,7 +193,7 @@ class Trainer:
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
 
-        The one place where training waits for the device. Raises TrainingFailedError for a loss that is not finite.
+        The one place where training waits for the device. Raises FailedError for a loss that is not finite.
         """
         every = self.settings.checkpoint.every_seconds
         overdue = every is not None and time.monotonic() - self._last_save >= every and self.runtime.is_rank_zero
@@ -199,7 +203,7 @@ class Trainer:
         first = progress.step - len(losses) + 1
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
-            raise TrainingFailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
+            raise FailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
         progress.skipped += len(bad)
         before = len(progress.losses)
         for i in reversed(bad):
@@ -228,8 +232,9 @@ class Trainer:
         progress.losses, progress.counts = [], []
         self._last_line = now
         if self.directory is not None:
-            self.directory.metric(record)
-            self.directory.status(step=progress.step)
+            with self._writing("run directory", needed=True):
+                self.directory.metric(record)
+                self.directory.status(step=progress.step)
             self._look_after_saves()
         return total / max(images, 1), late
 
@@ -250,16 +255,10 @@ class Trainer:
                 line += "  (best so far)"
         record["seconds"] = round(time.monotonic() - began, 3)
         if self.directory is not None:
-            self.directory.metric(record)
+            with self._writing("run directory", needed=True):
+                self.directory.metric(record)
         self.console.say(line)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
-
-    def _test(self) -> evaluation.Predictions:
-        """Predict the test split, once the last checkpoint stands."""
-        found = self._predict("test")
-        with self._saving(final=True):
-            self.checkpoints.join()
-        return found
 
     def _predict(self, split: str) -> evaluation.Predictions:
         part = getattr(self.dataset, split)
@@ -280,19 +279,27 @@ class Trainer:
         by_epoch = settings.every_epochs is not None and progress.epoch % settings.every_epochs == 0
         return by_epoch or progress.epoch == self.settings.train.epochs
 
-    def _save(self, *, wait: bool = False) -> None:
-        """Save the state, in the background unless ``wait``. Reached by all ranks; rank zero writes."""
+    def _save(self, *, final: bool = False) -> None:
+        """Save the state in the background, or, when it is the ``final`` save before the end, until it stands.
+
+        Reached by all ranks; rank zero writes. All raise FailedError when the final one fails.
+        """
         self._settle()
-        place = (self.progress.step, self.progress.images)
-        at_end = self.progress.images == len(self.dataset.train)
-        if self.directory is not None and not wait and not at_end and self.checkpoints.busy:
-            return  # saves are asked for faster than this disk takes them: the next one will do
+        problem = None
         if self.directory is not None:
-            with self._saving(final=wait):
-                self.checkpoints.join()
-                if place != self._saved_at:
-                    self.checkpoints.save(self._state(self.directory), wait=wait)
-                    self._saved_at = place
+            try:
+                self._look_after_saves(finish=final)
+                with self._writing(f"checkpoint at step {self.progress.step}", needed=final):
+                    if self._saved_at != self.progress.step and self.checkpoints.save(self._state(self.directory)):
+                        self._saved_at = self.progress.step
+                if final:
+                    self._look_after_saves(finish=True, needed=True)
+            except FailedError as error:
+                problem = error
+        if final:
+            problem = self.runtime.from_rank_zero(problem)
+        if problem is not None:
+            raise problem
         self._last_save = time.monotonic()
 
     def _state(self, directory: RunDirectory) -> State:
@@ -308,41 +315,46 @@ class Trainer:
         optimizer = checkpoint.optimizer_tensors(self.plain_model, self.optimizer.optimizer)
         return State(self.plain_model.state_dict(), optimizer, trainer)
 
-    def _look_after_saves(self) -> None:
+    def _look_after_saves(self, *, finish: bool = False, needed: bool = False) -> None:
         """Hear of a save that failed in the background, and of how long saves take."""
-        with self._saving(final=False):
-            error = self.checkpoints.failed()
-            if error is not None:
+        if finish:
+            self.checkpoints.wait()
+        error = self.checkpoints.failed()
+        if error is not None:
+            with self._writing(f"checkpoint at step {self._saved_at}", needed=needed):
+                self._saved_at = None
                 raise error
         self.preemption.save_took(self.checkpoints.save_seconds)
 
     @contextlib.contextmanager
-    def _saving(self, *, final: bool) -> Iterator[None]:
+    def _writing(self, what: str, *, needed: bool) -> Iterator[None]:
         """A full disk does not stop training while there is more to train; anything else that goes wrong does."""
         try:
             yield
         except NotFiniteError as error:
-            raise TrainingFailedError(f"{error}{self._what_is_saved()}") from None
+            raise FailedError(f"{error}{self._what_is_saved()}") from None
         except OSError as error:
-            self._saved_at = None
-            problem = f"checkpoint at step {self.progress.step} cannot be written ({error.strerror})"
-            if final or error.errno not in DISK_FULL:
-                raise TrainingFailedError(f"{problem}{self._what_is_saved()}") from None
+            problem = f"{what} cannot be written ({error.strerror})"
+            if needed or error.errno not in DISK_FULL:
+                raise FailedError(f"{problem}{self._what_is_saved()}") from None
             self.console.warn(f"{problem}; training goes on{self._what_is_saved()}")
 
     def _what_is_saved(self) -> str:
+        self.checkpoints.wait()
         name = self.checkpoints.newest() if self.directory is not None else None
         return f"; last good checkpoint: {name}" if name else "; there is no checkpoint"
 
     def _stop(self) -> None:
-        self._save(wait=True)
+        self._save(final=True)
         if self.directory is not None:
-            self.directory.status(step=self.progress.step)
+            with self._writing("run directory", needed=True):
+                self.directory.status(step=self.progress.step)
         raise StoppedEarlyError(self.preemption.reason)
 
     def _load(self) -> State | None:
         """The state to continue from, checked to be of this run's data, with the metrics that it knew of."""
-        state = self.checkpoints.load()
+        assert self.directory is not None
+        state = self.checkpoints.load(metrics_bytes=self.directory.metrics_on_disk())
         if state is not None and state.trainer["data"] != self.dataset.fingerprint:
             raise UserError(
                 "the data set is not the one that this run began with (its content differs)",
@@ -353,9 +365,27 @@ class Trainer:
                 f"train.epochs={self.settings.train.epochs}",
                 f"this run has trained {state.trainer['epoch'] - 1} epochs; give as many or more, or another --run.dir",
             )
-        assert self.directory is not None
         self.directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         return state
+
+    def _rehearse(self) -> None:
+        """Go forward and backward, without effect.
+
+        DDP sums gradients in buckets, and lays these out anew after its first passes (the second, for a static graph).
+        With three or more ranks the order of the terms follows from the layout: a run that is continued must not begin
+        with another one than a run that was not disturbed has long left behind.
+        """
+        if self.runtime.world_size == 1 or self.settings.train.gradient_shards:
+            return
+        compiled = self.settings.runtime.compile != "none"  # for one shape; for others any will do
+        count = self.settings.train.batch_size // self.runtime.world_size if compiled else 2
+        images = torch.zeros(count, *self.dataset.train.images.shape[1:], device=self.runtime.device)
+        buffers = [(buffer, buffer.clone()) for buffer in self.plain_model.buffers()]
+        for _ in range(2):
+            self.model(images.to(memory_format=torch.channels_last)).sum().backward()
+            self.optimizer.zero_grad()
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
     def _build(self, saved: State | None, *, pretrained: bool) -> nn.Module:
         settings, runtime = self.settings, self.runtime

@@ -103,3 +103,10 @@ def same() -> Callable[[Path, Path], None]:
 def as_root() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small file system and to become another user")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test starts up to a dozen jobs: on a busy machine that takes its time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(900), append=False)

@@ -3,11 +3,11 @@
 ``FAULTS`` in the environment is a JSON list of ``{"do": ACTION, "at": POINT, "n": 1, "rank": 0}``. At the ``n``-th time
 that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 
-Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run), ``evaluation``
-(before an evaluation batch), ``retire`` and all others that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file in
-the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
-Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (50 ms),
-note (a file named after the point).
+Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
+``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file is
+written beside, and not yet renamed), ``named NAME`` (it is).
+Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
+50 ms), note (leave a file named after the point).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
@@ -85,6 +85,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
     checkpoint._write_file = injected_write
+    train._report = lambda *_: None  # seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
         models.BUILDERS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -21,9 +22,12 @@ import injected
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]
+PATIENCE = 180.0
+"""seconds after which a process hangs, on a machine that does other things as well"""
 
 
-def _forking_server() -> ForkServerContext:
+@functools.cache
+def fork_server() -> ForkServerContext:
     """Starts processes that have torch imported already."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(["injected"])
@@ -32,9 +36,6 @@ def _forking_server() -> ForkServerContext:
     forkserver.ensure_running()
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     return server
-
-
-_server = _forking_server()
 
 
 class Job:
@@ -62,7 +63,7 @@ class Job:
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
             own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            process = _server.Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
+            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
             process.start()
             self.ranks.append(process)
 
@@ -72,7 +73,7 @@ class Job:
             if process.exitcode is None:
                 os.kill(process.pid or 0, number)
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
         """The exit status of each rank (-9 for SIGKILL); all are killed, and the test fails, when it takes longer."""
         end = time.monotonic() + seconds
         for process in self.ranks:
@@ -83,17 +84,17 @@ class Job:
             raise AssertionError(f"ranks {late} still ran after {seconds} s:\n{self.output}")
         return [process.exitcode if process.exitcode is not None else 0 for process in self.ranks]
 
-    def end(self, rank: int = 0, seconds: float = 60) -> list[int]:
+    def end(self, rank: int = 0) -> list[int]:
         """Once ``rank`` has ended, see that the others follow, as the launcher would, and give all statuses."""
-        self.ranks[rank].join(seconds)
-        return self.wait(15)
+        self.ranks[rank].join(PATIENCE)
+        return self.wait(60)
 
     @property
     def output(self) -> str:
         """What all ranks said."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, condition: Any, seconds: float = 60) -> None:
+    def wait_for(self, condition: Any, seconds: float = PATIENCE) -> None:
         """Wait until ``condition()`` holds."""
         end = time.monotonic() + seconds
         while not condition():
@@ -118,7 +119,7 @@ class Launched:
                 start_new_session=True,
             )
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = PATIENCE) -> int:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:

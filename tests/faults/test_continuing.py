@@ -1,0 +1,152 @@
+"""What a run directory may be continued with, what it may not, and that no job harms another one's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from jobs import Launched, launcher, metrics, result, sha256
+from PIL import Image
+
+STOP = [{"do": "term", "at": "step", "n": 7}]
+
+
+def content(run: Path) -> dict[str, str]:
+    """Every file but the lock, which names the process that looked last."""
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != "run.lock"]
+    return {str(path.relative_to(run)): sha256(path) for path in files}
+
+
+def test_another_configuration_is_refused_and_the_difference_shown(start, tmp_path) -> None:
+    assert start(faults=STOP).wait() == [75]
+    before = content(tmp_path / "run")
+    for arguments, shown in (
+        (("--train.seed", "7"), "train.seed"),
+        (("--train.batch_size", "64"), "train.batch_size"),
+        (("--optimizer.learning_rate", "0.1"), "optimizer.learning_rate"),
+        (("--data.augment", "flip"), "data.augment"),
+        (("--model.name", "vgg16"), "model.name"),
+    ):
+        job = start(*arguments, processes=2)
+        assert job.wait() == [2, 2]
+        lines = [line for line in job.output.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
+        assert shown in lines[0]
+        assert arguments[1] in lines[0]
+        assert "Traceback" not in job.output
+    assert content(tmp_path / "run") == before
+
+
+def test_what_may_change_may_change(start, undisturbed, same, tmp_path) -> None:
+    assert start(faults=STOP).wait() == [75]
+    job = start(
+        *("--checkpoint.every_steps", "5", "--checkpoint.keep", "3", "--runtime.timeout", "60", "--runtime.device"),
+        *("cpu", "--run.max_minutes", "60", "--data.download", "false"),
+    )
+    assert job.wait() == [0], job.output
+    same(tmp_path / "run", undisturbed())
+
+
+def test_epochs_are_added_to_an_unfinished_and_to_a_finished_run(start, undisturbed, same, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert start("--train.epochs", "1", faults=STOP).wait() == [75]
+    assert start("--train.epochs", "2").wait() == [0]
+    assert result(run)["epochs"] == 2
+    before = content(run)
+    job = start("--train.epochs", "1")
+    assert job.wait() == [2]
+    assert "has trained 2" in job.output
+    assert content(run) == before, "a refusal takes nothing away"
+    assert start("--train.epochs", "3", faults=[{"do": "kill", "at": "step", "n": 26}]).wait() == [-9]
+    assert start("--train.epochs", "3").wait() == [0]
+    same(run, undisturbed())
+
+
+def test_a_finished_run_is_shown_again_and_not_touched(start, undisturbed, tmp_path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed(), run)
+    before = content(run), sorted(path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name != "run.lock")
+    for processes in (1, 2):
+        job = start(processes=processes)
+        assert job.wait() == [0] * processes
+        assert "test: " in job.output
+        assert "epoch 1/" not in job.output
+    after = content(run), sorted(path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name != "run.lock")
+    assert after == before
+
+
+def test_a_data_set_that_has_changed_is_refused(start, settings, pictures, tmp_path) -> None:
+    own = tmp_path / "pictures"
+    shutil.copytree(pictures, own)
+    arguments = ("--data.root", str(own), "--data.cache", str(tmp_path / "cache"))
+    assert start(*arguments, faults=STOP).wait() == [75]
+    Image.new("RGB", (32, 32), "red").save(own / "train" / "class0" / "0.png")
+    job = start(*arguments)
+    assert job.wait() == [2], job.output
+    assert "the data set is not the one that this run began with" in job.output
+    assert "Traceback" not in job.output
+    shutil.copy(pictures / "train" / "class0" / "0.png", own / "train" / "class0" / "0.png")
+    assert start(*arguments).wait() == [0]
+
+
+def test_a_second_job_in_the_same_run_directory_is_refused_while_the_first_lives(
+    start, undisturbed, same, tmp_path
+) -> None:
+    run = tmp_path / "run"
+    first = start(faults=[{"do": "slow", "at": "step", "n": None}])
+    first.wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run))
+    second = start(processes=2)
+    assert second.wait() == [2, 2], second.output
+    assert first.ranks[0].exitcode is None, "it did not wait for the first to end"
+    assert second.output.count("error:") == 1
+    assert f"process {first.ranks[0].pid} on " in second.output
+    assert "Traceback" not in second.output
+    assert first.wait() == [0]
+    same(run, undisturbed())
+
+
+def test_a_run_directory_is_free_again_when_its_job_was_killed(start, undisturbed, same, tmp_path) -> None:
+    first = start(faults=[{"do": "stop", "at": "step", "n": 9}])
+    first.wait_for(lambda: (tmp_path / "run" / "checkpoints" / "step-00000008").exists())
+    first.signal(9)
+    first.wait()
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+
+
+def test_no_environment_variable_finds_its_way_into_the_run_directory(start, tmp_path) -> None:
+    secret = "hush-0123456789"
+    assert start(environment={"WANDB_API_KEY": secret, "HF_TOKEN": secret}).wait() == [0]
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_files_get_the_rights_that_the_umask_leaves(start, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        job = start()  # the process that jobs are forked from has its own
+        assert job.wait() == [0]
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert len(modes) == 1, "the same for every file"
+    assert modes <= {0o640, 0o644}
+
+
+def test_a_configuration_that_accelerate_finds_in_the_home_directory_is_ignored(
+    settings, undisturbed, same, tmp_path
+) -> None:
+    planted = tmp_path / "home" / "accelerate"
+    planted.mkdir(parents=True)
+    (planted / "default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\nuse_cpu: true\n"
+        "num_processes: 1\nnum_machines: 1\ngradient_accumulation_steps: 4\n"
+        "dynamo_config: {dynamo_backend: EAGER}\n"
+    )
+    arguments = ("--optimizer.name", "sgd", "--train.epochs", "2")
+    command = [*launcher(1), "tests/faults/injected.py", *settings, *arguments, "--run.dir", str(tmp_path / "run")]
+    job = Launched(command, tmp_path / "out", HF_HOME=str(tmp_path / "home"))
+    assert job.wait() == 0, job.output
+    same(tmp_path / "run", undisturbed(*arguments))

@@ -1,0 +1,123 @@
+"""A rank that dies, hangs or computes nonsense ends all ranks soon; the cause is named once, nothing bad is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from jobs import Launched, checkpoints, launcher, metrics, result, status
+from test_stopping import all_end
+
+from job import checkpoint
+
+
+def errors(job) -> list[str]:
+    return [line for line in job.output.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_raises_ends_both_and_is_named_once(rank, start, undisturbed, same, tmp_path) -> None:
+    job = start(processes=2, faults=[{"do": "raise", "at": "step", "n": 7, "rank": rank}])
+    assert job.wait() == [1, 1], job.output
+    assert errors(job) == [f"error: rank {rank} failed: ValueError: a fault was injected at step"]
+    assert status(tmp_path / "run")["state"] == "failed"
+    assert "a fault was injected" in status(tmp_path / "run")["error"]
+    assert start(processes=2).wait() == [0, 0]
+    same(tmp_path / "run", undisturbed(processes=2))
+
+
+def test_under_the_launcher_the_cause_is_named_and_all_ends_soon(settings, tmp_path) -> None:
+    command = [*launcher(2), "tests/faults/injected.py", *settings, "--run.dir", str(tmp_path / "run")]
+    job = Launched(command, tmp_path / "out", FAULTS='[{"do": "raise", "at": "step", "n": 7, "rank": 1}]')
+    assert job.wait() == 1
+    all_end(job, 30)
+    assert errors(job) == ["error: rank 1 failed: ValueError: a fault was injected at step"]
+
+
+def test_a_rank_that_exits_0_early_is_no_success(start, tmp_path) -> None:
+    job = start(processes=2, faults=[{"do": "exit0", "at": "step", "n": 7, "rank": 1}])
+    assert job.wait() == [1, 0], job.output
+    assert len(errors(job)) == 1
+    assert "lost contact with another process" in errors(job)[0]
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert status(tmp_path / "run")["state"] == "failed"
+
+
+def test_a_rank_that_hangs_is_given_up_after_the_time_limit(start, undisturbed, same, tmp_path) -> None:
+    job = start("--runtime.timeout", "3", processes=2, faults=[{"do": "stop", "at": "step", "n": 7, "rank": 1}])
+    job.ranks[0].join(120)
+    assert job.ranks[0].exitcode == 1
+    job.signal(signal.SIGKILL, 1)  # what the launcher does
+    job.wait()
+    assert len(errors(job)) == 1
+    assert "lost contact with another process: it was killed, crashed or hangs" in errors(job)[0]
+    assert start(processes=2).wait() == [0, 0]
+    same(tmp_path / "run", undisturbed(processes=2))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("what", ["nan", "inf"])
+def test_numbers_that_are_not_finite_on_one_rank_stop_all_and_are_never_saved(
+    what, processes, start, undisturbed, same, tmp_path
+) -> None:
+    rank = processes - 1
+    job = start(processes=processes, faults=[{"do": what, "at": "step", "n": 14, "rank": rank}])
+    assert job.wait() == [1] * processes, job.output
+    step = 14 if what == "nan" else 15  # a gradient shows in the loss after it
+    assert errors(job) == [f"error: the loss is not finite at step {step}; last good checkpoint: step-00000012"], (
+        job.output
+    )
+    assert "Traceback" not in job.output
+    run = tmp_path / "run"
+    assert checkpoints(run) == ["step-00000008", "step-00000012"]
+    checkpoint.read(run / "checkpoints" / "step-00000012")
+    assert max(line["step"] for line in metrics(run)) < 14
+    assert start(processes=processes).wait() == [0] * processes
+    same(run, undisturbed(processes=processes))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_infinite_gradient_in_the_very_last_step_is_no_finished_run(processes, start, tmp_path) -> None:
+    job = start(processes=processes, faults=[{"do": "inf", "at": "step", "n": 36, "rank": processes - 1}])
+    assert job.wait() == [1] * processes, job.output
+    assert errors(job) == ["error: weights are not finite after step 36; last good checkpoint: step-00000032"]
+    assert "Traceback" not in job.output
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    assert start(processes=processes).wait() == [0] * processes
+
+
+def test_on_other_numbers_of_processes_it_goes_on_with_the_same_images_in_the_same_order(
+    start, undisturbed, tmp_path
+) -> None:
+    arguments = ("--train.batch_size", "126", "--train.epochs", "8", "--checkpoint.every_steps", "1")
+    run = tmp_path / "run"
+    for processes, step in ((1, 6), (2, 11), (3, 18), (2, 23)):  # 4 steps an epoch: in the middle of one
+        job = start(
+            *arguments, processes=processes, faults=[{"do": "term", "at": "step", "n": step, "rank": processes - 1}]
+        )
+        assert job.wait() == [75] * processes, job.output
+    assert start(*arguments).wait() == [0]
+    whole = undisturbed(*arguments)
+    assert len(metrics(run)) == len(metrics(whole))
+    for line, expected in zip(metrics(run), metrics(whole), strict=True):
+        assert line == pytest.approx(expected, rel=1e-4)
+    found, expected = result(run), result(whole)
+    assert found["images"] == expected["images"] == 150
+    assert [row["images"] for row in found["classes"]] == [15] * 10
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
+def test_a_killed_launcher_is_not_waited_for_by_the_next_job(settings, tmp_path) -> None:
+    """While ranks of a killed launcher still save, the next job is refused; once they are gone it is not."""
+    command = [*launcher(2), "tests/faults/injected.py", *settings, "--run.dir", str(tmp_path / "run")]
+    job = Launched(command, tmp_path / "out", FAULTS='[{"do": "slow", "at": "step", "n": null, "rank": null}]')
+    end = time.monotonic() + 180
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < end, job.output
+        time.sleep(0.05)
+    os.kill(job.process.pid, signal.SIGKILL)
+    job.wait()
+    all_end(job, 60)
+    assert status(tmp_path / "run")["state"] == "preempted"

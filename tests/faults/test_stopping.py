@@ -1,0 +1,170 @@
+"""Told to stop, by whatever way, the job saves and ends with status 75; started again it ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from jobs import Launched, checkpoints, group, launcher, metrics, result, status
+
+SLOW = {"do": "slow", "at": "step", "n": None, "rank": None}
+
+
+def at_step(job, run: Path, step: int) -> None:
+    """Wait until the run has written the training line of ``step``."""
+    job.wait_for(lambda: (run / "metrics.jsonl").exists() and any(m["step"] >= step for m in metrics(run)))
+
+
+def test_each_way_to_stop_saves_and_ends_with_status_75_and_the_same_bits_follow(
+    start, undisturbed, same, tmp_path
+) -> None:
+    run = tmp_path / "run"
+
+    def stopped(job, reason: str) -> None:
+        assert job.wait() == [75], job.output
+        assert f"stopped by {reason}, and saved: run the same command again to continue" in job.output
+        assert "Traceback" not in job.output
+        found = status(run)
+        assert (found["state"], found["signal"]) == ("preempted", reason)
+        assert checkpoints(run)[-1] == f"step-{found['step']:08d}"
+
+    for action, step in (("term", 3), ("usr1", 6), ("int", 9)):
+        stopped(start(faults=[{"do": action, "at": "step", "n": step}]), f"SIG{action.upper()}")
+        assert status(run)["step"] == step, "after the step that was going on"
+    stopped(start(faults=[{"do": "usr1", "at": "evaluation"}]), "SIGUSR1")
+    stopped(start(faults=[{"do": "term", "at": "step", "n": n} for n in (14, 14, 14, 14)]), "SIGTERM")
+
+    job = start(faults=[SLOW])
+    at_step(job, run, 15)
+    (run / "STOP").touch()
+    stopped(job, "STOP file")
+    assert not (run / "STOP").exists()
+
+    stopped(start("--run.max_minutes", "0.00001", faults=[SLOW]), "time limit")
+    stopped(start(faults=[SLOW], environment={"RANKZERO_END_TIME": str(time.time() + 31)}), "time limit")
+    assert status(run)["step"] < 36
+    assert start().wait() == [0]
+    same(run, undisturbed())
+
+
+def test_a_signal_before_the_first_step_stops_before_the_first_step(start, undisturbed, same, tmp_path) -> None:
+    job = start(faults=[{"do": "term", "at": "start"}])
+    assert job.wait() == [75], job.output
+    assert status(tmp_path / "run")["step"] == 0
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+
+
+def test_a_signal_while_a_checkpoint_is_written_is_heeded_once_it_stands(start, undisturbed, same, tmp_path) -> None:
+    faults = [{"do": action, "at": "optimizer.safetensors"} for action in ("term", "usr1", "term")]
+    assert start(faults=faults).wait() == [75]
+    assert start().wait() == [0]
+    same(tmp_path / "run", undisturbed())
+
+
+def test_two_processes_stop_after_the_same_step_whichever_is_told(start, undisturbed, same, tmp_path) -> None:
+    run = tmp_path / "run"
+    steps = []
+    for rank, action in ((1, "usr1"), (0, "term"), (None, "int")):
+        after = steps[-1] if steps else 0
+        job = start(processes=2, faults=[SLOW, {"do": action, "at": "step", "n": after + 3, "rank": rank}])
+        assert job.wait() == [75, 75], job.output
+        assert "Traceback" not in job.output
+        steps.append(status(run)["step"])
+    job = start(processes=2, faults=[{"do": "term", "at": "evaluation", "rank": 1}])
+    assert job.wait() == [75, 75], job.output
+    assert start(processes=2).wait() == [0, 0]
+    same(run, undisturbed(processes=2))
+
+
+def test_a_second_ctrl_c_ends_at_once(start, tmp_path) -> None:
+    job = start(faults=[{"do": "stop", "at": "step", "n": 3}])
+    job.wait_for(lambda: Path(f"/proc/{job.ranks[0].pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    for number in (signal.SIGCONT, signal.SIGINT, signal.SIGSTOP):
+        job.signal(number)
+    time.sleep(1.2)  # a person's second; the launcher's comes within milliseconds
+    for number in (signal.SIGINT, signal.SIGCONT):
+        job.signal(number)
+    assert job.wait() in ([130], [75])
+
+
+def test_a_signal_that_comes_before_torch_is_imported_is_not_lost(settings, tmp_path) -> None:
+    job = Launched([sys.executable, "job/train.py", *settings, "--run.dir", str(tmp_path / "run")], tmp_path / "out")
+    pid, term = job.process.pid, 1 << (signal.SIGTERM - 1)
+
+    def listens() -> bool:
+        fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & term)
+
+    while not listens():
+        assert job.process.poll() is None
+        time.sleep(0.005)
+    assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+    os.kill(pid, signal.SIGTERM)
+    assert job.wait() == 75, job.output
+    assert "Traceback" not in job.output
+    assert status(tmp_path / "run")["state"] == "preempted"
+
+
+def launched(processes: int, settings: list[str], run: Path, log: Path, **environment: str) -> Launched:
+    faults = '[{"do": "slow", "at": "step", "n": null, "rank": null}]'
+    command = [*launcher(processes), "tests/faults/injected.py", *settings, "--run.dir", str(run)]
+    return Launched(command, log, FAULTS=faults, **environment)
+
+
+def trains(job: Launched, run: Path, step: int) -> None:
+    end = time.monotonic() + 180
+    while not ((run / "metrics.jsonl").exists() and any(m["step"] >= step for m in metrics(run))):
+        assert job.process.poll() is None, job.output
+        assert time.monotonic() < end, job.output
+        time.sleep(0.02)
+
+
+def all_end(job: Launched, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while group(job.process.pid):
+        assert time.monotonic() < end, f"{group(job.process.pid)} still live: {job.output}"
+        time.sleep(0.05)
+
+
+def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoint(
+    settings, undisturbed, same, tmp_path
+) -> None:
+    run = tmp_path / "run"
+    # Ctrl-C in a terminal goes to all, and the launcher forwards it to those who had it already.
+    job = launched(2, settings, run, tmp_path / "out-0")
+    trains(job, run, 5)
+    os.killpg(job.process.pid, signal.SIGINT)
+    all_end(job, 90)
+    assert status(run)["state"] == "preempted", job.output
+    # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
+    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM), 1):
+        before = status(run)["step"]
+        job = launched(2, settings, run, tmp_path / f"out-{attempt}")
+        trains(job, run, before + 5)
+        assert len(job.workers) >= 2
+        os.kill(job.process.pid, number)
+        job.wait(90)
+        all_end(job, 60)
+        assert status(run)["state"] == "preempted", job.output
+        assert status(run)["step"] > before
+    job = launched(2, settings, run, tmp_path / "out-last")
+    assert job.wait() == 0, job.output
+    same(run, undisturbed(processes=2))
+
+
+def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings, undisturbed, same, tmp_path) -> None:
+    run = tmp_path / "run"
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT)):
+        job = launched(1, settings, run, tmp_path / f"out-{attempt}")
+        trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
+        os.killpg(job.process.pid, number) if number == signal.SIGINT else os.kill(job.process.pid, number)
+        all_end(job, 90)
+        assert status(run)["state"] == "preempted", job.output
+    job = launched(1, settings, run, tmp_path / "out-last")
+    assert job.wait() == 0, job.output
+    same(run, undisturbed())
+    assert result(run)["images"] == 150
