@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
 
     from job import datasets, evaluation
     from job.batches import Batches
-    from job.console import Console, class_table, confusions
+    from job.console import Console
 
     console = Console(quiet=not place.is_rank_zero)
     place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
@@ -56,8 +56,7 @@ def main(argv: list[str]) -> int:
     result = evaluation.report(
         predictions, dataset.classes, split=split, world_size=place.world_size, checkpoint=source
     )
-    console.show(class_table(result))
-    console.say(confusions(result))
+    console.result(result)
     place.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=place.is_rank_zero)
     console.say(f"wrote {run / f'evaluation-{split}.json'}")
     place.close()

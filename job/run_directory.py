@@ -108,11 +108,11 @@ class RunDirectory:
             left_over.unlink(missing_ok=True)
         self.status()
 
-    def begins_at(self, step: int) -> None:
-        """Record, for the report, that this start goes on from optimizer step ``step``."""
+    def begins_at(self, step: int, steps_per_epoch: int) -> None:
+        """Record, for who looks on, that this start goes on from optimizer step ``step``."""
         content = _read_json(self.path / "environment.json")
         with contextlib.suppress(OSError, KeyError, IndexError):
-            content["attempts"][-1]["step"] = step
+            content["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
             write_whole(self.path / "environment.json", json.dumps(content, indent=1))
 
     def metrics_from(self, size: int) -> None:

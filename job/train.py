@@ -103,7 +103,7 @@ def _train(
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
     place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
     if directory is not None:
-        directory.begins_at(trainer.progress.step)
+        directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
@@ -168,11 +168,8 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
-    from job.console import class_table, confusions
-
     if directory is not None:
-        console.show(class_table(result))
-        console.say(confusions(result))
+        console.result(result)
         for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
             if (directory.path / name).exists():
                 console.say(f"wrote {directory.path / name}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -42,13 +43,17 @@ def main(config: str, overrides: list[str]) -> int:
     stop = StopRequest()
     job = job_name()
     allocation = read_allocation(job, show_job(job))
-    for variable in (
-        "SLURM_CPUS_PER_TASK",
-        "SLURM_TRES_PER_TASK",
-    ):  # srun refuses them where they differ from its options
-        os.environ.pop(variable, None)
+    # srun refuses these where they differ from its options.
+    os.environ.pop("SLURM_CPUS_PER_TASK", None)
+    os.environ.pop("SLURM_TRES_PER_TASK", None)
     run = run_directory(allocation, overrides)
-    arguments = ["--config", config, *defaults(allocation, run, overrides), *overrides]
+    arguments = [
+        "--config",
+        config,
+        *defaults(allocation, overrides),
+        *overrides,
+        *identity(allocation, run, overrides),
+    ]
     start = aftermath.begin(allocation, run)
     say(
         f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
@@ -83,18 +88,24 @@ def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
     return (REPOSITORY / Path(asked).expanduser()).resolve()
 
 
-def defaults(allocation: Allocation, run: Path, overrides: list[str]) -> list[str]:
-    """What the job is told unless the user says otherwise."""
+def defaults(allocation: Allocation, overrides: list[str]) -> list[str]:
+    """What the job is told unless the user, or a --config of his, says otherwise."""
     words = []
-    if allocation.gpus and given(overrides, "--runtime.device") is None:
+    if allocation.gpus:
         words += ["--runtime.device", "cuda"]  # a node without its driver must not train on its CPU, unnoticed
+    if given(overrides, "--data.cache") is None:
+        local = local_disk(allocation)
+        words += ["--data.cache", str(local)] if local else []
+    return words
+
+
+def identity(allocation: Allocation, run: Path, overrides: list[str]) -> list[str]:
+    """What makes this job's run its own, and is told last."""
+    words = []
     if given(overrides, "--run.dir") is None:
         words += ["--run.dir", str(run)]
     if allocation.array_task is not None and given(overrides, "--train.seed") is None:
         words += ["--train.seed", allocation.array_task]
-    if given(overrides, "--data.cache") is None:
-        local = local_disk(allocation)
-        words += ["--data.cache", str(local)] if local else []
     return words
 
 
@@ -206,7 +217,8 @@ class StopRequest:
 def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
     """Run the job to its end on all nodes; srun's exit status, the highest of its tasks, and the lines it said itself.
 
-    The job's standard output goes where ours goes, each rank's standard error to a file of its own.
+    The job's standard output goes where ours goes, each rank's standard error to a file of its own. RANKZERO_PYTHON in
+    the environment names the job's Python, RANKZERO_SRUN more options for srun, such as a container.
     """
     allocation = start.allocation
     python = os.environ.get("RANKZERO_PYTHON") or sys.executable
@@ -215,6 +227,7 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         "--kill-on-bad-exit=1",
         f"--chdir={REPOSITORY}",
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
+        *shlex.split(os.environ.get("RANKZERO_SRUN", "")),
         *("bash", "-c", ON_NODE, "rank"),
         *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
     ]

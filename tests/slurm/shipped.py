@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -32,6 +33,16 @@ class Site:
     def run(self, job: str, name: str = "simple_cnn") -> Path:
         """The job's run directory."""
         return self.repository / "runs" / f"{name}-{job}"
+
+    def wait_for_line(self, job: str, pattern: str, seconds: float = 200) -> str:
+        """Waits until the Slurm log has ``pattern``; its first group, or all of it."""
+        deadline = time.monotonic() + seconds
+        while True:
+            path = self.home / f"simple_cnn-{job}.out"
+            if path.exists() and (found := re.search(pattern, path.read_text())):
+                return found[1] if found.groups() else found[0]
+            assert time.monotonic() < deadline, f"no {pattern} from job {job}:\n{self.log(job)}"
+            time.sleep(0.1)
 
     def wait_for_step(self, job: str, step: int, seconds: float = 200) -> None:
         """Waits until the job has said that it took so many steps."""

@@ -19,7 +19,7 @@ def test_two_machines_started_by_hand_form_one_job(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/multi_node.yaml"]
     command += ["--num_processes", "2", "--main_process_port", port]
     job = ["job/train.py", "--data.source", "shapes10", "--data.cache", str(tmp_path / "cache"), "--train.epochs", "1"]
-    job += ["--run.dir", str(tmp_path / "run"), "--run.trackers", "[]"]
+    job += ["--run.dir", str(tmp_path / "run"), "--run.trackers", "[]", "--runtime.threads", "1"]
     machines = [
         subprocess.Popen(
             [*command, "--machine_rank", rank, *job],

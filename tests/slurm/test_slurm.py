@@ -55,14 +55,13 @@ def rank_processes(cluster: Cluster, job: str) -> dict[int, int]:
 
 def test_overrides_reach_the_job_unread_by_any_shell_and_from_any_folder(site: Site, tmp_path: Path) -> None:
     run = tmp_path / 'a "run" $(touch pwned); dir'
-    job = site.submit(
-        "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs=1", f"--run.dir={run}"]
-    )
+    overrides = [*TINY, "--train.epochs=1", f"--run.dir={run}"]
+    job = site.submit("--gpus-per-node=0", "--cpus-per-task=1", overrides=overrides, RANKZERO_SRUN="--label")
     ended = site.cluster.wait(job)
     assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), site.log(job)
     assert evaluation(run)["world_size"] == 1
     assert evaluation(run)["epochs"] == 1
-    assert "10 classes" in site.log(job)
+    assert re.search("^0: .*10 classes", site.log(job), re.MULTILINE), "srun's --label was passed on"
     assert not list(site.repository.glob("**/pwned"))
     assert site.cluster.processes(job) == []
 
@@ -75,19 +74,28 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
     assert evaluation(undisturbed)["world_size"] == 2
     for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
         assert mine["step"] == other["step"]
-        assert mine.get("loss") == pytest.approx(other.get("loss"), rel=0.02)
+        # Equal to rounding; which Adam then makes more of from step to step.
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6 if mine["step"] <= 10 else 0.02)
 
 
-def test_an_array_gives_every_task_its_own_seed_and_run_directory(site: Site) -> None:
+def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Site) -> None:
     array = site.submit(
         "--array=7-9", "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs", "1"]
     )
+    # The last task's own job id is the array's, under which a requeue would take all of them.
+    site.wait_for_step(f"{array}_9", 20)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_9")
     for seed in (7, 8, 9):
         task = f"{array}_{seed}"
-        assert site.cluster.wait(task)["JobState"] == "COMPLETED"
+        ended = site.cluster.wait(task)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1" if seed == 9 else "0")
         assert f"seed: {seed}" in (site.run(task) / "config.yaml").read_text()
         assert evaluation(site.run(task))["images"] == 5000
-    assert len({evaluation(site.run(f"{array}_{seed}"))["accuracy"] for seed in (7, 8, 9)}) > 1
+    runs = [site.run(f"{array}_{seed}") for seed in (7, 8, 9)]
+    assert len({evaluation(run)["accuracy"] for run in runs}) > 1
+    site.cluster.run(sys.executable, site.repository / "job" / "compare.py", *runs, "--out", site.home)
+    (group,) = json.loads((site.home / "comparison.json").read_text())["repetitions"]
+    assert sorted(group["seeds"]) == [7, 8, 9]
 
 
 def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: Site) -> None:
@@ -180,34 +188,32 @@ def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> No
         site.cluster.wait(job, "PENDING")
     finally:
         site.cluster.start_node("n2")
-        site.cluster.run("scontrol", "update", "NodeName=n2", "State=RESUME")
     ended = site.cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(job)
     assert_same(site.run(job), undisturbed)
 
 
-def test_the_time_limit_s_signal_saves_and_requeues(site: Site, undisturbed: Path) -> None:
-    # Slurm may send the signal up to a minute early, and does.
-    overrides = [*TINY, "--train.epochs", "8"]
-    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:USR1@50", overrides=overrides)
-    ended = site.cluster.wait(job, seconds=400)
-    log = site.log(job)
-    assert ended["JobState"] == "COMPLETED", log
-    assert int(ended["Restarts"]) >= 1
-    assert "SIGUSR1: asking the job to stop and save" in log
-    epochs = [m for m in metrics(site.run(job)) if m["split"] == "validation"]
-    assert epochs[:2] == [m for m in metrics(undisturbed) if m["split"] == "validation"]
-    assert [m["epoch"] for m in epochs] == list(range(1, 9))
-
-
-def test_without_any_signal_it_stops_by_itself_before_the_time_limit(site: Site) -> None:
+@pytest.mark.parametrize(
+    ("signal_option", "reason"),
+    [
+        ("B:USR1@50", "STOP file"),  # Slurm may send it up to a minute early, and does
+        ("B:URG@1", "time limit"),  # which nobody listens to: the job stops by itself
+    ],
+)
+def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(
+    site: Site, signal_option: str, reason: str
+) -> None:
     endless = [*TINY, "--train.epochs", "1000"]
-    job = site.submit(*TWO_NODES, "--time=1", "--signal=B:URG@1", overrides=endless)
-    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT", seconds=60)
-    site.wait_for_step(job, 5)
-    site.cluster.wait(job, "PENDING", "COMPLETED", "FAILED", "TIMEOUT")
+    job = site.submit(*TWO_NODES, "--time=1", f"--signal={signal_option}", overrides=endless)
+    stopped_at = site.wait_for_line(job, rf"requeued: stopped after step (\d+) \({reason}\)")
+    site.wait_for_line(job, f"from step {stopped_at} in epoch")
     site.cluster.run("scancel", job)
-    assert re.search(r"requeued: stopped after step \d+ \(time limit\)", site.log(job)), site.log(job)
+    site.cluster.wait(job, "CANCELLED")
+    lines = metrics(site.run(job))
+    steps = [line["step"] for line in lines if line["split"] == "train"]
+    assert steps == list(range(5, 5 * len(steps) + 1, 5)), "every line once, and none left out"
+    epochs = [line["epoch"] for line in lines if line["split"] == "validation"]
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 def test_a_cancelled_job_saves_and_is_never_brought_back(site: Site) -> None:
