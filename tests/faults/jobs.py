@@ -51,7 +51,6 @@ class Job:
         faults: Sequence[Fault] = (),
         network: str = "",
         environment: dict[str, str] | None = None,
-        user: int | None = None,
     ) -> None:
         self.log = log
         common = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "NETWORK": network}
@@ -60,11 +59,10 @@ class Job:
             common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         log.touch()
-        log.chmod(0o666)
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
             own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
+            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log)))
             process.start()
             self.ranks.append(process)
 
