@@ -24,8 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from job import comparison, figures, page, results, runtime, theme
+from job.command_line import Arguments
 from job.comparison import Finished
-from job.config import Arguments, UserError
+from job.config import UserError
 from job.page import percent
 
 MOST_DRAWN = 6

