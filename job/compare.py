@@ -1,7 +1,8 @@
 """Compare finished runs: accuracy, per class, by McNemar's test, over seeds, speed, and with the published numbers.
 
-  python job/compare.py RUN [RUN ...] [--out DIR]
-Shows tables, and writes comparison.html and comparison.json into DIR (default: the current directory).
+  python job/compare.py RUN [RUN ...] [--out DIR] [--markdown FILE]
+Shows tables, and writes comparison.html and comparison.json into DIR (default: the current directory). docs/results.md
+is what --markdown writes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -21,13 +23,16 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from job import comparison, figures, page, results, runtime
+from job import comparison, figures, page, results, runtime, theme
+from job.command_line import Arguments
 from job.comparison import Finished
-from job.config import Arguments, UserError
+from job.config import UserError
 from job.page import percent
 
 MOST_DRAWN = 6
 """runs up to which a figure tells them apart"""
+
+_PUBLISHED = "The published numbers are the reference notebook's, for all classes together; it gives none per class."
 
 Rows = list[list[str]]
 
@@ -39,16 +44,19 @@ def main(argv: list[str]) -> int:
     parser = Arguments(__doc__ or "")
     parser.add_argument("run", nargs="+", type=Path, help="run directory of a finished run")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the two files go")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too, with what ran them")
     options = parser.parse_args(argv)
     runs = comparison.read(options.run)
     found = comparison.compare(runs)
     console = Console()
     for caption, head, rows in tables(found):
-        console.show(_table(caption, head, rows))
+        console.show(partial(_table, caption, head, rows))
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "comparison.json").write_text(json.dumps(found, indent=1) + "\n")
         page.save(options.out / "comparison.html", html(found, runs))
+        if options.markdown is not None:
+            options.markdown.write_text(markdown(found, runs))
     except OSError as error:
         raise UserError(f"{options.out} cannot be written ({error.strerror})", "give another --out") from None
     for name in ("comparison.html", "comparison.json"):
@@ -113,7 +121,7 @@ def _run_row(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def _table(caption: str, head: Sequence[str], rows: Rows) -> Table:
+def _table(caption: str, head: Sequence[str], rows: Rows, _width: int) -> Table:
     table = Table(
         title=caption,
         box=box.SIMPLE_HEAD,
@@ -141,9 +149,7 @@ def html(found: dict[str, Any], runs: Sequence[Finished]) -> str:
         summary += " A small p means that two runs differ by more than chance on these pictures would explain;"
         summary += " it says nothing of other seeds."
     notes = {
-        "Runs": "The published numbers are the reference notebook's, for all classes together; it gives none per class."
-        if best["published"] is not None
-        else "",
+        "Runs": _PUBLISHED if best["published"] is not None else "",
         "Pairs of runs on the same pictures": "McNemar's test, exact and two-sided, for each pair by itself.",
         "Over seeds": "Runs of the same recipe that differ in nothing but the seed.",
     }
@@ -162,12 +168,31 @@ def html(found: dict[str, Any], runs: Sequence[Finished]) -> str:
     return page.page(title, body)
 
 
+def markdown(found: dict[str, Any], runs: Sequence[Finished]) -> str:
+    """The tables for a page of documentation, and where the numbers come from."""
+    parts = ["# Results", f"Written by `python job/compare.py RUN ... --markdown FILE`. {_PUBLISHED}"]
+    for caption, head, rows in tables(found):
+        lines = [
+            head,
+            ["---", *["---:"] * (len(head) - 1)],
+            *([cell.replace("|", "\\|") for cell in row] for row in rows),
+        ]
+        parts += [f"## {caption}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    parts.append("## Where they ran")
+    for one in runs:
+        environment, devices = one.run.environment, one.run.environment.get("devices", [])
+        names = ", ".join(f"{devices.count(name)} × {name}" for name in dict.fromkeys(devices))
+        versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "accelerate") if name in environment)
+        recipe = f"{one.run.setting('train.epochs')} epochs, batch {one.run.setting('train.batch_size')}"
+        precision = one.run.setting("runtime.precision")
+        parts.append(f"- {one.name}: {one.run.title}, {recipe}, {precision}; {names}; {versions}")
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ").replace("ran\n- ", "ran\n\n- ") + "\n"
+
+
 def _figure(found: dict[str, Any]) -> str:
-    with figures.style():
+    with theme.style():
         drawn = figures.compared(found)
-        return (
-            f"<figure>{figures.to_svg(drawn, 'compared', 'Accuracy per class of each run; the table has it')}</figure>"
-        )
+        return f"<figure>{theme.to_svg(drawn, 'compared', 'Accuracy per class of each run; the table has it')}</figure>"
 
 
 def _difference(first: float | None, second: float | None) -> float | None:

@@ -63,7 +63,11 @@ def _with_head(name: str, classes: int) -> nn.Module:
     return network
 
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {"simple_cnn": SimpleCNN, "vgg16": vgg16, "vgg16_bn": vgg16_bn}
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "simple_cnn": SimpleCNN,
+    "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+}
 
 
 def build(settings: config.Model, *, classes: int, image_size: int, seed: int) -> nn.Module:

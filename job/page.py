@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from job.figures import DARK, LIGHT
+from job.theme import DARK, LIGHT
 
 
 def page(title: str, body: str) -> str:

@@ -16,16 +16,12 @@ import shlex
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from job import figures, page, results, runtime, samples
-from job.config import Arguments, UserError
+from job import figures, page, panels, results, runtime, samples, theme
+from job.command_line import Arguments
+from job.config import UserError
 from job.page import percent
 from job.results import Run
 from job.samples import Samples
-
-MODELS = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm"}
-SOURCES = {"cifar10": "CIFAR-10"}
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +46,7 @@ def write(path: Path) -> Path:
     run = results.read(path)
     shown = samples.read(path)
     (path / "figures").mkdir(exist_ok=True)
-    with figures.style():
+    with theme.style():
         curves = {name: getattr(figures, name)(run) for name in ("loss", "accuracy", "throughput")}
         drawn = dict(curves)
         if run.evaluation:
@@ -59,10 +55,10 @@ def write(path: Path) -> Path:
             for name, some in shown.items():
                 if len(some.labels):
                     drawn[name] = figures.pictures(
-                        some.pictures, [_caption(run, some, i) for i in range(len(some.labels))]
+                        some.pictures, [panels.caption(run, some, i) for i in range(len(some.labels))]
                     )
-        pngs = {name: figures.to_png(figure) for name, figure in drawn.items()}
-        svgs = {name: figures.to_svg(figure, name, _spoken(run, name)) for name, figure in curves.items()}
+        pngs = {name: theme.to_png(figure) for name, figure in drawn.items()}
+        svgs = {name: theme.to_svg(figure, name, _spoken(run, name)) for name, figure in curves.items()}
     for name, png in pngs.items():
         (path / "figures" / f"{name}.png").write_bytes(png)
     page.save(path / "report.html", _html(run, svgs, pngs, shown))
@@ -70,49 +66,34 @@ def write(path: Path) -> Path:
 
 
 def _html(run: Run, svgs: dict[str, str], pngs: dict[str, bytes], shown: dict[str, Samples]) -> str:
+    grid, mistakes = (panels.pictures(run, shown.get(name)) for name in ("grid", "mistakes"))
     parts = {
-        "training": ("Training", page.section("training", "Training", _training(run, svgs), _training_lead(run))),
-        "classes": ("Classes", page.section("classes", "What it gets right", _classes(run, pngs))),
-        "pictures": ("Pictures", page.section("pictures", "Test pictures", _pictures(run, shown.get("grid")), _GRID)),
-        "mistakes": (
-            "Mistakes",
-            page.section("mistakes", "Most confident mistakes", _pictures(run, shown.get("mistakes")), _MISTAKES),
-        ),
+        "training": ("Training", page.section("training", "Training", panels.training(run, svgs), _training_lead(run))),
+        "classes": ("Classes", page.section("classes", "What it gets right", panels.classes(run, pngs))),
+        "pictures": ("Pictures", page.section("pictures", "Test pictures", grid, _GRID)),
+        "mistakes": ("Mistakes", page.section("mistakes", "Most confident mistakes", mistakes, _MISTAKES)),
         "again": ("Run it again", page.section("again", "Run it again", _again(run))),
     }
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, html) in parts.items() if html)
     body = f"""<header>
-<p class=kicker>{escape(run.name)}{_day(run)} <span class="state {escape(_state(run))}">{escape(_state(run))}</span></p>
-<h1>{escape(title(run))}</h1>
+<p class=kicker>{escape(run.name)}{_day(run)} <span class="state {escape(run.state)}">{escape(run.state)}</span></p>
+<h1>{escape(run.title)}</h1>
 <p class=summary>{escape(_summary(run))}</p>
 {page.facts(_facts(run))}
 <nav aria-label="Parts of this page"><ul>{links}</ul></nav>
 </header>
 <main id="main">{"".join(html for _, html in parts.values())}</main>
 <footer>Made by <code>python job/report.py</code> from the run directory alone. Intervals are Wilson's, 95%.</footer>"""
-    return page.page(f"{title(run)}: {run.name}", body)
+    return page.page(f"{run.title}: {run.name}", body)
 
 
 _GRID = "Drawn from the test set at random, the same for every run on this data, with what the model says of them."
 _MISTAKES = "Wrong answers with the highest probability: often the hardest pictures, at times a wrong label."
 
 
-def title(run: Run) -> str:
-    """Model and data, as people call them."""
-    source = run.setting("data.source", "unknown data")
-    data = (
-        Path(run.setting("data.root", "")).name.partition(".")[0] if source == "folder" else SOURCES.get(source, source)
-    )
-    return f"{MODELS.get(run.model, run.model)} on {data}"
-
-
 def _day(run: Run) -> str:
     day = run.attempts[0].started[:10] if run.attempts else ""
     return f', <time datetime="{escape(day)}">{escape(day)}</time>' if day else ""
-
-
-def _state(run: Run) -> str:
-    return "finished" if run.evaluation else str(run.status.get("state", "running"))
 
 
 def _summary(run: Run) -> str:
@@ -126,11 +107,11 @@ def _summary(run: Run) -> str:
     text = f"It classifies {correct:,} of {result['images']:,} {result['split']} pictures correctly."
     hard = [row for row in figures.hardest(result) if row["accuracy"] is not None][:3]
     if len(result["classes"]) > 3:
-        hard_ones = [f"{figures.shortened(row['name'], 40)} ({row['accuracy']:.0%})" for row in hard]
+        hard_ones = [f"{theme.shortened(row['name'], 40)} ({row['accuracy']:.0%})" for row in hard]
         text += f" Hardest are {_listed(hard_ones)}."
     if result["top_confusions"]:
         worst = result["top_confusions"][0]
-        true, said = (figures.shortened(worst[key], 40) for key in ("true", "predicted"))
+        true, said = (theme.shortened(worst[key], 40) for key in ("true", "predicted"))
         text += f" Its commonest mistake is {true} taken for {said}, {worst['images']:,} times."
     return text
 
@@ -174,139 +155,6 @@ def _training_lead(run: Run) -> str:
     return text
 
 
-def _training(run: Run, svgs: dict[str, str]) -> str:
-    captions = {
-        "loss": "Loss: the grey line is each few steps' mean, the points are those of whole epochs.",
-        "accuracy": "Accuracy on the validation pictures after each epoch"
-        + (", and on the test pictures at the end." if run.evaluation else "."),
-        "throughput": "Throughput of training, over all processes.",
-    }
-    charts = "".join(
-        f"<figure>{svg}<figcaption>{escape(captions[name])}</figcaption></figure>" for name, svg in svgs.items()
-    )
-    rows = [
-        (
-            line["epoch"],
-            line["step"],
-            *(_decimals(line.get(key)) for key in ("train_loss", "loss")),
-            percent(line.get("accuracy"), 2),
-        )
-        for line in run.lines("validation")
-    ]
-    head = ("epoch", "step", "training loss", "validation loss", "validation accuracy")
-    numbers = page.details("The numbers", page.table("After each epoch", head, rows)) if rows else ""
-    return f"<div class=charts>{charts}</div>{numbers}"
-
-
-def _classes(run: Run, pngs: dict[str, bytes]) -> str:
-    result = run.evaluation
-    if not result:
-        return ""
-    head = ("class", "pictures", "right", "accuracy", "from", "to", "precision", "recall", "F1")
-    rows = [
-        (
-            *(row["name"], row["images"], row["correct"], percent(row["accuracy"])),
-            *(percent(end) for end in row["interval"] or (None, None)),
-            *(percent(row[key]) for key in ("precision", "recall", "f1")),
-        )
-        for row in result["classes"]
-    ]
-    confused = [(f"{c['true']} taken for {c['predicted']}", c["images"]) for c in result["top_confusions"]]
-    return (
-        f"<div class=pair><div><h3>Accuracy per class, hardest first</h3>{_bars(run)}</div>"
-        f"<div><h3>Confusion matrix</h3>{_heat(result, pngs)}</div></div>"
-        + page.details("Precision, recall and F1", page.table("Each class, in the data set's order", head, rows))
-        + (
-            page.details("Commonest mistakes", page.table("Commonest mistakes", ("mistake", "pictures"), confused))
-            if confused
-            else ""
-        )
-    )
-
-
-def _bars(run: Run) -> str:
-    result = run.evaluation
-    marks = f'<i class=mark style="--v:{result["accuracy"]:.2%}"></i>'
-    key = "<li><i class=box></i>accuracy</li><li><i class=line></i>95% interval</li>"
-    key += f"<li><i></i>all classes {result['accuracy']:.1%}</li>"
-    if run.published is not None:
-        marks += f'<i class="mark published" style="--v:{run.published:.2%}"></i>'
-        key += f"<li><i class=published></i>published, all classes {run.published:.1%} (none per class)</li>"
-    rows = []
-    for row in figures.hardest(result):
-        bar = ""
-        if row["accuracy"] is not None:
-            low, high = row["interval"]
-            bar = f'<i class=fill style="--v:{row["accuracy"]:.2%}"></i>'
-            bar += f'<i class=range style="--low:{low:.2%};--high:{high:.2%}"></i>'
-        rows.append(
-            f"<tr>{page.name_cell(row['name'])}<td aria-hidden=true><div class=bar>{bar}{marks}</div></td>"
-            f"<td class=n>{percent(row['accuracy'])}</td></tr>"
-        )
-    return (
-        f"<ul class=key>{key}</ul><table class=bars><colgroup><col class=name><col><col class=share></colgroup>"
-        f"<caption class=hidden>Accuracy per class</caption><tbody>{''.join(rows)}</tbody></table>"
-    )
-
-
-def _heat(result: dict[str, Any], pngs: dict[str, bytes]) -> str:
-    note = "<p class=lead>Rows are true classes, columns what was said; colour is the share of the row.</p>"
-    names = [row["name"] for row in result["classes"]]
-    if len(names) > figures.MOST_COUNTS:
-        alt = f"Confusion matrix of {len(names)} classes as a heat map; the commonest mistakes are listed below"
-        return note + page.image(pngs["confusion_matrix"], alt)
-    matrix = np.array(result["confusion_matrix"], np.int64)
-    shares = figures.row_shares(matrix)
-    head = "".join(f"<th scope=col><span>{escape(figures.shortened(name))}</span></th>" for name in names)
-    rows = "".join(
-        f"<tr>{page.name_cell(name)}"
-        + "".join(_heat_cell(int(n), share) for n, share in zip(counts, row, strict=True))
-        + "</tr>"
-        for name, counts, row in zip(names, matrix, shares, strict=True)
-    )
-    return f"{note}<table class=heat><thead><tr><td class=corner></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _heat_cell(count: int, share: float) -> str:
-    light, dark = (figures.text_on(theme["paper"], theme["heat"], share) for theme in (figures.LIGHT, figures.DARK))
-    return f'<td style="--v:{share:.3f};--l:{light};--d:{dark}">{count}</td>'
-
-
-def _pictures(run: Run, some: Samples | None) -> str:
-    if some is None or not len(some.labels) or not run.evaluation:
-        return ""
-    names = [row["name"] for row in run.evaluation["classes"]]
-    items = []
-    for i, picture in enumerate(some.pictures):
-        true, said, sure = names[some.labels[i]], names[some.predicted[i]], float(some.confidence[i])
-        right = true == said
-        verdict = "<b class=ok>✓</b>" if right else "<b class=no>✗</b>"
-        below = f"{sure:.0%}" if right else f"{sure:.0%}, truly {figures.shortened(true, 24)}"
-        alt = f"picture of the class {true}"
-        items.append(
-            f"<li><figure>{page.image(_png(picture), alt)}<figcaption>{verdict} {escape(figures.shortened(said, 24))}"
-            f"<span>{escape(below)}</span></figcaption></figure></li>"
-        )
-    return f"<ul class=pictures>{''.join(items)}</ul>"
-
-
-def _caption(run: Run, some: Samples, i: int) -> tuple[str, bool]:
-    names = [row["name"] for row in run.evaluation["classes"]]
-    true, said = (figures.shortened(names[which[i]], 16) for which in (some.labels, some.predicted))
-    right = bool(some.labels[i] == some.predicted[i])
-    return f"{said} {some.confidence[i]:.0%}\n{'right' if right else f'truly {true}'}", right
-
-
-def _png(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    import io
-
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "png", optimize=True)
-    return file.getvalue()
-
-
 def _again(run: Run) -> str:
     environment = run.environment
     given = shlex.join(environment.get("command", []))
@@ -346,12 +194,8 @@ def _spoken(run: Run, name: str) -> str:
     if not epochs:
         return f"{name.capitalize()}: no epoch is finished yet"
     key = "loss" if name == "loss" else "accuracy"
-    first, last = (_decimals(line.get(key)) for line in (epochs[0], epochs[-1]))
+    first, last = (panels.decimals(line.get(key)) for line in (epochs[0], epochs[-1]))
     return f"Validation {key} from {first} after epoch {epochs[0]['epoch']} to {last} after epoch {epochs[-1]['epoch']}"
-
-
-def _decimals(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "–"
 
 
 def _shown(value: Any) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import config
+from job import command_line
 from job.cifar10 import CLASSES as CIFAR10
 from job.config import UserError
 
 PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}
 """Test accuracy on CIFAR-10 that the reference notebook gives, over all classes; it gives none per class."""
+
+_NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
 Record = dict[str, Any]
 
@@ -49,6 +51,18 @@ class Run:
     def model(self) -> str:
         return str(self.setting("model.name", "unknown model"))
 
+    @property
+    def title(self) -> str:
+        """Model and data, as people call them."""
+        source = self.setting("data.source", "unknown data")
+        data = Path(self.setting("data.root", "")).name.partition(".")[0] if source == "folder" else source
+        return f"{_NAMES.get(self.model, self.model)} on {_NAMES.get(data, data)}"
+
+    @property
+    def state(self) -> str:
+        """finished, running, preempted or failed."""
+        return "finished" if self.evaluation else str(self.status.get("state", "running"))
+
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of ``config.yaml`` by its dotted key."""
         value: Any = self.config
@@ -62,8 +76,11 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps an epoch, once one was trained."""
-        return next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
+        """Optimizer steps an epoch; None in the first seconds of a run."""
+        known = [
+            start["steps_per_epoch"] for start in self.environment.get("attempts", []) if "steps_per_epoch" in start
+        ]
+        return known[-1] if known else next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -112,7 +129,7 @@ def read(path: Path) -> Run:
         raise UserError(f"{path} is no run directory (there is no config.yaml)", "give one, such as runs/<name>")
     return Run(
         path,
-        config.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
+        command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
         read_json(path / "environment.json"),
         list(read_lines(path / "metrics.jsonl")),
         read_json(path / "evaluation.json"),

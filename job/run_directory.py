@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from job import config
+from job import command_line, config
 from job.checkpoint import remove_left_overs, write_whole
 from job.config import Config, UserError
 
@@ -108,11 +108,11 @@ class RunDirectory:
             left_over.unlink(missing_ok=True)
         self.status()
 
-    def begins_at(self, step: int) -> None:
-        """Record, for the report, that this start goes on from optimizer step ``step``."""
+    def begins_at(self, step: int, steps_per_epoch: int) -> None:
+        """Record, for who looks on, that this start goes on from optimizer step ``step``."""
         content = _read_json(self.path / "environment.json")
         with contextlib.suppress(OSError, KeyError, IndexError):
-            content["attempts"][-1]["step"] = step
+            content["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
             write_whole(self.path / "environment.json", json.dumps(content, indent=1))
 
     def metrics_from(self, size: int) -> None:
@@ -192,7 +192,7 @@ class RunDirectory:
         file = self.path / "config.yaml"
         if not file.exists():
             return
-        saved = config.from_dict(config.load_yaml(file.read_text(), str(file)), str(file))
+        saved = command_line.from_dict(command_line.load_yaml(file.read_text(), str(file)), str(file))
         changed = config.differences(saved, settings, MAY_CHANGE)
         if changed:
             raise UserError(

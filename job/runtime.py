@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import config
+from job import command_line, config
 from job.config import BAD_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def start(
 
     import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
 
     cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
@@ -230,7 +231,9 @@ def start(
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-        dynamo_plugin=None,
+        # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
@@ -363,7 +366,7 @@ def _asked() -> _Asked:
     with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
         if options.config_file:
-            file = config.load_yaml(Path(options.config_file).read_text(), options.config_file)
+            file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
         cpu = told or options.cpu or file.get("use_cpu") or (False if options.multi_gpu else None)
         return _Asked(options.num_processes or file.get("num_processes"), cpu)
     return _Asked(cpu=told)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from job.evaluation import Predictions
 
 FILE = "samples.safetensors"
-GRID, MISTAKES = 32, 24  # pictures
+GRID, MISTAKES = 36, 24  # pictures
 _LARGEST = 128  # pixels; a report shows them small
 _FIELDS = ("pictures", "labels", "predicted", "confidence")
 

@@ -30,7 +30,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import config, run_directory, runtime
+from job import command_line, config, run_directory, runtime
 from job.config import PREEMPTED, Config
 from job.runtime import Runtime
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
-    settings = config.parse(argv, description=__doc__ or "")
+    settings = command_line.parse(argv, description=__doc__ or "")
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
-    name = next((Path(value).stem for option, value in config.pairs(argv) if option == "--config"), "simple_cnn")
+    name = next((Path(value).stem for option, value in command_line.pairs(argv) if option == "--config"), "simple_cnn")
     path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
@@ -103,7 +103,7 @@ def _train(
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
     place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
     if directory is not None:
-        directory.begins_at(trainer.progress.step)
+        directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
@@ -168,11 +168,8 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
-    from job.console import class_table, confusions
-
     if directory is not None:
-        console.show(class_table(result))
-        console.say(confusions(result))
+        console.result(result)
         for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
             if (directory.path / name).exists():
                 console.say(f"wrote {directory.path / name}")

@@ -120,7 +120,9 @@ class Trainer:
         images = len(self.dataset.train)
         self._last_line = time.monotonic()
         self.model.train()
-        with self.console.bar(f"epoch {progress.epoch}/{settings.epochs}", images, "images", progress.images) as move:
+        beyond = (settings.epochs - progress.epoch) * images
+        name = f"epoch {progress.epoch}/{settings.epochs}"
+        with self.console.bar(name, images, "images", progress.images, beyond) as move:
             for parts in self.batches["train"].training(
                 seed=settings.seed,
                 epoch=progress.epoch,

@@ -7,7 +7,7 @@ Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is it
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file is
 written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
-50 ms), note (leave a file named after the point).
+a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
@@ -34,6 +34,8 @@ from job.batches import Batches, Part
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 SIGNALS |= {"usr1": signal.SIGUSR1, "int": signal.SIGINT}
+WAITS = {"slow": 0.1, "hang": 60}
+"""seconds"""
 
 
 def install(faults: list[dict[str, Any]], network: str = "") -> None:
@@ -99,10 +101,8 @@ def act(what: str, point: str) -> bool:
         raise ValueError(f"a fault was injected at {point}")
     elif what == "exit0":
         os._exit(0)
-    elif what == "slow":
-        time.sleep(0.05)
-    elif what == "note":
-        Path(os.environ["NOTES"], point.replace(" ", "-")).touch()
+    elif what in WAITS:
+        time.sleep(WAITS[what])
     else:
         return False
     return True
@@ -126,15 +126,12 @@ def narrow_bn(classes: int) -> nn.Module:
     )  # fmt: skip
 
 
-def run_as(arguments: list[str], environment: dict[str, str], output: str, user: int | None = None) -> None:
+def run_as(arguments: list[str], environment: dict[str, str], output: str) -> None:
     """Become the job: in a process forked from one that has torch imported, which saves seconds a start."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
-    if user is not None:
-        os.setgid(user)
-        os.setuid(user)
     sys.argv = ["job/train.py", *arguments]
     main()
 

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import socket
@@ -50,7 +51,6 @@ class Job:
         faults: Sequence[Fault] = (),
         network: str = "",
         environment: dict[str, str] | None = None,
-        user: int | None = None,
     ) -> None:
         self.log = log
         common = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "NETWORK": network}
@@ -59,11 +59,10 @@ class Job:
             common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         log.touch()
-        log.chmod(0o666)
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
             own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
-            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log), user))
+            process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log)))
             process.start()
             self.ranks.append(process)
 
@@ -74,20 +73,22 @@ class Job:
                 os.kill(process.pid or 0, number)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
-        """The exit status of each rank (-9 for SIGKILL); all are killed, and the test fails, when it takes longer."""
-        end = time.monotonic() + seconds
-        for process in self.ranks:
-            process.join(max(0.0, end - time.monotonic()))
-        late = [rank for rank, process in enumerate(self.ranks) if process.exitcode is None]
-        if late:
-            self.signal(signal.SIGKILL)
-            raise AssertionError(f"ranks {late} still ran after {seconds} s:\n{self.output}")
-        return [process.exitcode if process.exitcode is not None else 0 for process in self.ranks]
+        """The exit status of each rank (-9 for SIGKILL).
 
-    def end(self, rank: int = 0) -> list[int]:
-        """Once ``rank`` has ended, see that the others follow, as the launcher would, and give all statuses."""
-        self.ranks[rank].join(PATIENCE)
-        return self.wait(60)
+        When one fails the others get SIGTERM, as from the launcher. All are killed, and the test fails, when they have
+        not ended after ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        told = False
+        while running := [process for process in self.ranks if process.exitcode is None]:
+            multiprocessing.connection.wait([process.sentinel for process in running], 1)
+            if not told and any(process.exitcode for process in self.ranks):
+                self.signal(signal.SIGTERM)
+                told = True
+            if time.monotonic() > end:
+                self.signal(signal.SIGKILL)
+                raise AssertionError(f"still ran after {seconds} s:\n{self.output}")
+        return [process.exitcode or 0 for process in self.ranks]
 
     @property
     def output(self) -> str:
@@ -105,10 +106,11 @@ class Job:
 
 
 class Launched:
-    """A job started by ``command`` (of ``python`` or ``accelerate``), as a user would."""
+    """A job started by ``command`` (of ``python`` or ``accelerate``), which ends with its run directory."""
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self.log = log
+        self.command = list(command)
         with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 command,
@@ -123,7 +125,8 @@ class Launched:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            for pid in self.processes:
+                os.kill(pid, signal.SIGKILL)
             raise AssertionError(f"still ran after {seconds} s:\n{self.output}") from None
 
     @property
@@ -131,23 +134,27 @@ class Launched:
         return self.log.read_text(errors="replace")
 
     @property
-    def workers(self) -> list[int]:
-        """The processes of the job's ranks."""
-        return [pid for pid in group(self.process.pid) if pid != self.process.pid]
+    def processes(self) -> list[int]:
+        """Those that live, launcher and ranks: the launcher puts ranks in sessions of their own."""
+        found = []
+        for path in Path("/proc").iterdir():
+            if path.name.isdigit():
+                try:
+                    state = (path / "stat").read_text().rpartition(")")[2].split()[0]
+                    command = (path / "cmdline").read_text().split("\0")
+                except OSError:
+                    continue
+                if state not in "ZX" and self.command[-1] in command:
+                    found.append(int(path.name))
+        return sorted(found)
 
-
-def group(leader: int) -> list[int]:
-    """The living processes of the session that ``leader`` began."""
-    found = []
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            try:
-                fields = (path / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == leader and fields[0] not in "ZX":
-                found.append(int(path.name))
-    return sorted(found)
+    def all_end(self, seconds: float = 90) -> None:
+        """Wait until none of them lives."""
+        end = time.monotonic() + seconds
+        while self.processes:
+            assert time.monotonic() < end, f"{self.processes} still live: {self.output}"
+            time.sleep(0.05)
+        self.process.wait()
 
 
 def launcher(processes: int) -> list[str]:

@@ -54,7 +54,6 @@ def soak(
             victim = draw.choice([None, *range(processes)])  # all at once, or one
             if all(rank.exitcode is None for rank in job.ranks):
                 job.signal(signal.SIGKILL, victim)
-                job.end(victim or 0)
         statuses = job.wait(3600)
         if any(statuses):
             if -signal.SIGKILL not in statuses:

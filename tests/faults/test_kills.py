@@ -27,7 +27,7 @@ def test_killed_at_any_instant_of_a_save_ends_with_the_same_bits(start, undistur
     assert status(tmp_path / "run")["attempt"] == len(INSTANTS_OF_A_SAVE) + 1
 
 
-@pytest.mark.parametrize("place", INSTANTS_OF_A_SAVE[:-1])
+@pytest.mark.parametrize("place", ["model.safetensors", "before rename", "after rename"])
 def test_killed_during_the_first_save_starts_again_and_ends_with_the_same_bits(
     place, start, undisturbed, same, tmp_path
 ) -> None:
@@ -40,7 +40,7 @@ def test_killed_during_the_first_save_starts_again_and_ends_with_the_same_bits(
 
 
 def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
-    for step in (2, 6, 11, 12, 13, 19, 23, 24, 30, 31, 36):
+    for step in (2, 6, 11, 13, 19, 24, 31, 36):
         job = start(faults=[{"do": "kill", "at": "step", "n": step}])
         assert job.wait() == KILLED, job.output
     assert start().wait() == [0]
@@ -91,9 +91,8 @@ def test_two_processes_either_of_which_is_killed_end_with_the_same_bits(start, u
     faults = [("step", 6, 1), ("step", 7, 0), ("step", 18, 1), ("before rename", 2, 0), ("evaluation", 1, 1)]
     for point, n, rank in faults:
         job = start(processes=2, faults=[{"do": "kill", "at": point, "n": n, "rank": rank}])
-        statuses = job.end(rank)
-        assert statuses[rank] == -9, job.output
-        assert statuses[1 - rank] in (1, 250), "the other process fails too, within seconds"
+        statuses = job.wait()
+        assert (statuses[rank], statuses[1 - rank]) == (-9, 1), job.output
     assert start(processes=2).wait() == [0, 0]
     same(tmp_path / "run", undisturbed(processes=2))
 
@@ -103,7 +102,7 @@ def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, star
     arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "flip_crop")
     for step in (6, 19):
         job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": "step", "n": step}])
-        job.end()
+        job.wait()
     job = start(*arguments, processes=processes, network="narrow")
     assert job.wait() == [0] * processes, job.output
     same(tmp_path / "run", undisturbed(*arguments, processes=processes, network="narrow"))

@@ -1,0 +1,170 @@
+"""Follow a run from anywhere that sees its run directory, such as a login node.
+
+  python job/watch.py RUN           until it is finished or has failed; Ctrl-C leaves it running
+  python job/watch.py RUN --once    how it stands now
+Reads the run directory and nothing else. Exit status: 0, or 1 when the run has failed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import time
+
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from job import results, runtime
+from job.command_line import Arguments
+from job.config import UserError
+from job.console import Console
+from job.results import Run, duration, number
+
+EVERY = 2.0
+"""seconds between looks"""
+SILENCE = 600.0
+"""seconds without news after which a running run may be a dead one"""
+EPOCHS = 8
+"""latest epochs shown"""
+STYLES = {"finished": "green", "failed": "red", "preempted": "yellow", "running": "cyan"}
+
+
+def main(argv: list[str]) -> int:
+    """Follow, or look once; returns the exit status."""
+    parser = Arguments(__doc__ or "")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--once", action="store_true", help="show how it stands and leave")
+    options = parser.parse_args(argv)
+    screen, console = RichConsole(highlight=False), Console()
+    run = results.read(options.run)
+    if options.once:
+        screen.print(view(run))
+    elif screen.is_terminal:
+        with Live(view(run), console=screen, auto_refresh=False, transient=True) as live:
+            while not is_over(run):
+                time.sleep(EVERY)
+                run = results.read(options.run)
+                live.update(view(run), refresh=True)
+        screen.print(view(run))
+    else:
+        run = _print_news(run, console)
+    if run.evaluation:
+        console.result(run.evaluation)
+        console.say(f"report: {run.path / 'report.html'}")
+    return runtime.FAILED if run.state == "failed" else 0
+
+
+def _print_news(run: Run, console: Console) -> Run:
+    """One line for each epoch and for each change of state, until the run is over; returns it as it is then."""
+    shown, before = 0, ""
+    while True:
+        for line in run.lines("validation")[shown:]:
+            console.say(epoch_line(run, line))
+            shown += 1
+        shown = min(shown, len(run.lines("validation")))  # a resumed run takes back what it does again
+        if run.state != before:
+            before = run.state
+            console.say(f"{run.name}: {before}, {where(run)}")
+        if is_over(run):
+            return run
+        time.sleep(EVERY)
+        run = results.read(run.path)
+
+
+def is_over(run: Run) -> bool:
+    """Whether nothing more is to come; a preempted run is expected back."""
+    return run.state in ("finished", "failed")
+
+
+def view(run: Run) -> Group:
+    """How the run stands, in a screenful."""
+    head = Text.assemble((run.name, "bold"), f"  {run.title}  ", (run.state, STYLES.get(run.state, "")))
+    parts: list[Text | Table] = [head]
+    step, total = steps(run)
+    if total:
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=total, completed=step, width=60))
+        parts.append(bar)
+    parts.append(Text(where(run)))
+    if run.status.get("error"):
+        parts.append(Text(str(run.status["error"]), style="red"))
+    silence = time.time() - newest(run.path)
+    if run.state == "running" and silence > SILENCE:
+        parts.append(Text(f"no news for {duration(silence)}: it may have been killed", style="yellow"))
+    if run.state == "preempted":
+        parts.append(Text(f"stopped by {run.status.get('signal')}; the same command, or its requeue, continues it"))
+    epochs = run.lines("validation")
+    if epochs:
+        best = max(number(line.get("accuracy"), -1.0) for line in epochs)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("epoch", "training loss", "validation loss", "accuracy", ""):
+            table.add_column(name, justify="right")
+        for line in epochs[-EPOCHS:]:
+            mark = "best" if line.get("accuracy") == best else ""
+            values = (_loss(line.get("train_loss")), _loss(line.get("loss")), _share(line.get("accuracy")))
+            table.add_row(str(line["epoch"]), *values, Text(mark, style="green"))
+        parts.append(table)
+    return Group(*parts)
+
+
+def steps(run: Run) -> tuple[int, int | None]:
+    """Optimizer steps taken, and those of the whole run if it is known."""
+    taken = max([line["step"] for line in run.metrics[-2:]] or [int(run.status.get("step", 0))])
+    per_epoch, epochs = run.steps_per_epoch, run.setting("train.epochs")
+    return taken, per_epoch * epochs if per_epoch and epochs else None
+
+
+def where(run: Run) -> str:
+    """Step, loss, throughput and time left in one line."""
+    taken, total = steps(run)
+    words = [f"step {taken:,} of {total:,}" if total else f"step {taken:,}"]
+    if run.metrics:
+        words.append(f"epoch {run.metrics[-1]['epoch']} of {run.setting('train.epochs')}")
+    lines = run.lines("train")
+    if lines:
+        words.append(f"loss {_loss(lines[-1].get('loss'))}")
+    rate = run.images_per_second
+    if rate:
+        words.append(f"{rate:,.0f} images/s")
+        if total and not is_over(run):
+            words.append(f"{duration((total - taken) * run.setting('train.batch_size', 0) / rate)} of training left")
+    if len(run.attempts) > 1:
+        words.append(f"start {len(run.attempts)}")
+    return ", ".join(words)
+
+
+def epoch_line(run: Run, line: results.Record) -> str:
+    """One finished epoch in words."""
+    return (
+        f"epoch {line['epoch']}/{run.setting('train.epochs')}  step {line['step']:,}  "
+        f"train loss {_loss(line.get('train_loss'))}  validation loss {_loss(line.get('loss'))}  "
+        f"accuracy {_share(line.get('accuracy'))}"
+    )
+
+
+def newest(path: Path) -> float:
+    """When the run last wrote something, in seconds since 1970."""
+    times = [file.stat().st_mtime for name in ("metrics.jsonl", "status.json") if (file := path / name).exists()]
+    if not times:
+        raise UserError(f"{path} has nothing to follow yet", "look again when the job has started")
+    return max(times)
+
+
+def _loss(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
+
+
+def _share(value: object) -> str:
+    return f"{value:.2%}" if isinstance(value, (int, float)) else "-"
+
+
+if __name__ == "__main__":
+    runtime.entry(main)
