@@ -132,7 +132,7 @@ def _table(caption: str, head: Sequence[str], rows: Rows, _width: int) -> Table:
     )
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name != "model", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
