@@ -239,6 +239,14 @@ def test_a_crash_loop_is_given_up(site: Site, tmp_path: Path) -> None:
     assert "Segmentation fault" in Path(last.partition("; see ")[2]).read_text()
 
 
+def test_a_run_that_diverges_is_not_queued_again(site: Site) -> None:
+    job = site.submit("--gpus-per-node=0", overrides=[*TINY, "--optimizer.learning_rate", "1e30"])
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
+    assert "not finite at step" in site.log(job)
+    assert "would end the same way" in site.log(job).splitlines()[-1]
+
+
 def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
     job = site.submit("--gpus-per-node=0", overrides=TINY, RANKZERO_PYTHON="/usr/bin/false")
     ended = site.cluster.wait(job, seconds=120)
