@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import config, results
+from job import command_line, config, results
 from job.config import UserError
 from job.results import Run
 
@@ -169,6 +169,6 @@ def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
 def _with_defaults(settings: results.Record) -> results.Record:
     """Settings of an earlier version of this program, with what has been added to it since."""
     try:
-        return config.to_dict(config.from_dict(settings, ""))
+        return config.to_dict(command_line.from_dict(settings, ""))
     except UserError:
         return settings

@@ -85,10 +85,10 @@ class RunDirectory:
             if error.errno not in DISK_FULL:
                 raise
 
-    def failed(self, message: str) -> None:
-        """Record, where that is possible at all, that the run has failed."""
+    def failed(self, message: str, *, recurs: bool = False) -> None:
+        """Record, where that is possible at all, that the run has failed, and whether it would do so again."""
         with contextlib.suppress(OSError):
-            self.status(state="failed", error=message)
+            self.status(state="failed", error=message, recurs=recurs)
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""

@@ -35,6 +35,15 @@ T = TypeVar("T")
 class FailedError(Exception):
     """The run cannot go on. The message says why, and is all that is shown."""
 
+    recurs = False
+    """whether the same command would come to the same end, so that no scheduler need try"""
+
+
+class DivergedError(FailedError):
+    """A loss, weight or moment is not finite: the same steps would end the same way."""
+
+    recurs = True
+
 
 FAILED = 1
 

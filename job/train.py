@@ -215,7 +215,7 @@ def _failed(
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
-        directory.failed(message)
+        directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
