@@ -13,6 +13,7 @@ a tenth of a second), hang (wait a minute).
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -132,6 +133,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for the output of a test that waited in vain
     sys.argv = ["job/train.py", *arguments]
     main()
 
