@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,8 +34,7 @@ from torch import nn
 from job import checkpoint, evaluation, models, runtime, train, trainer
 from job.batches import Batches, Part
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-SIGNALS |= {"usr1": signal.SIGUSR1, "int": signal.SIGINT}
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
 WAITS = {"slow": 0.1, "hang": 60}
 """seconds"""
 
@@ -96,7 +96,9 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
 def act(what: str, point: str) -> bool:
     """Do ``what``; False when that is for the caller to do."""
-    if what in SIGNALS:
+    if what == "stop":  # to this thread: another one would let it run on for a while
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    elif what in SIGNALS:
         os.kill(os.getpid(), SIGNALS[what])
     elif what == "raise":
         raise ValueError(f"a fault was injected at {point}")
