@@ -13,10 +13,12 @@ a tenth of a second), hang (wait a minute).
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -32,8 +34,7 @@ from torch import nn
 from job import checkpoint, evaluation, models, runtime, train, trainer
 from job.batches import Batches, Part
 
-SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-SIGNALS |= {"usr1": signal.SIGUSR1, "int": signal.SIGINT}
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
 WAITS = {"slow": 0.1, "hang": 60}
 """seconds"""
 
@@ -95,7 +96,9 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
 def act(what: str, point: str) -> bool:
     """Do ``what``; False when that is for the caller to do."""
-    if what in SIGNALS:
+    if what == "stop":  # to this thread: another one would let it run on for a while
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    elif what in SIGNALS:
         os.kill(os.getpid(), SIGNALS[what])
     elif what == "raise":
         raise ValueError(f"a fault was injected at {point}")
@@ -132,6 +135,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for the output of a test that waited in vain
     sys.argv = ["job/train.py", *arguments]
     main()
 

@@ -86,8 +86,7 @@ class Job:
                 self.signal(signal.SIGTERM)
                 told = True
             if time.monotonic() > end:
-                self.signal(signal.SIGKILL)
-                raise AssertionError(f"still ran after {seconds} s:\n{self.output}")
+                raise AssertionError(self._autopsy(f"still ran after {seconds} s"))
         return [process.exitcode or 0 for process in self.ranks]
 
     @property
@@ -100,9 +99,17 @@ class Job:
         end = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > end or all(process.exitcode is not None for process in self.ranks):
-                self.signal(signal.SIGKILL)
-                raise AssertionError(f"waited in vain:\n{self.output}")
+                raise AssertionError(self._autopsy("waited in vain"))
             time.sleep(0.01)
+
+    def _autopsy(self, what: str) -> str:
+        """End all ranks; what they did, and where they were."""
+        for number in (signal.SIGUSR2, signal.SIGCONT):
+            self.signal(number)
+        time.sleep(1)
+        statuses = [process.exitcode for process in self.ranks]
+        self.signal(signal.SIGKILL)
+        return f"{what}; statuses {statuses}:\n{self.output}"
 
 
 class Launched:
