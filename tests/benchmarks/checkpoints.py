@@ -47,8 +47,8 @@ def throughput(repeat: int, steps: int = 200) -> None:
                 store.save(State(model.state_dict(), tensors, {"step": step, "metrics_bytes": 0}))
         if store is not None:
             store.wait()
-        images = steps * 128
-        return images / (time.perf_counter() - began), images / (time.process_time() - used)
+        count = steps * len(images)
+        return count / (time.perf_counter() - began), count / (time.process_time() - used)
 
     rate(None)
     without, with_saves = [], []
