@@ -47,7 +47,7 @@ def throughput(repeat: int, steps: int = 200) -> None:
                 store.save(State(model.state_dict(), tensors, {"step": step, "metrics_bytes": 0}))
         if store is not None:
             store.wait()
-        count = steps * 128
+        count = steps * len(images)
         return count / (time.perf_counter() - began), count / (time.process_time() - used)
 
     rate(None)

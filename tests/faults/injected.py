@@ -4,8 +4,8 @@
 that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 
 Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
-``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file is
-written beside, and not yet renamed), ``named NAME`` (it is).
+``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
+the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
 a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
@@ -75,7 +75,8 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     def injected_write(path: Path, contents: Any) -> dict[str, Any]:
         result = write(path, contents)
-        come_to(f"wrote {path.name.removeprefix('.').removesuffix(f'.{os.getpid()}')}")
+        if path.name.startswith("."):
+            come_to(f"wrote {path.name[1:].removesuffix(f'.{os.getpid()}')}")
         return result
 
     def injected_replace(self: Path, target: Path) -> Path:

@@ -103,7 +103,7 @@ def test_a_disk_without_room_for_the_results_gives_status_1_and_the_next_start_w
 ) -> None:
     run = disk / "run"
     arguments = ("--checkpoint.every_steps", "null", "--checkpoint.every_epochs", "100")
-    job = start(*arguments, run=run, processes=2, faults=[{"do": "stop", "at": "wrote manifest.json"}])
+    job = start(*arguments, run=run, processes=2, faults=[{"do": "stop", "at": "manifest.json"}])
     job.wait_for(lambda: (run / "checkpoints").exists() and list((run / "checkpoints").glob(".tmp*/manifest.json")))
     ballast = fill(disk, leave=100_000)
     job.signal(signal.SIGCONT, 0)
