@@ -24,8 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from job import comparison, figures, page, results, runtime, theme
+from job.command_line import Arguments
 from job.comparison import Finished
-from job.config import Arguments, UserError
+from job.config import UserError
 from job.page import percent
 
 MOST_DRAWN = 6
@@ -131,7 +132,7 @@ def _table(caption: str, head: Sequence[str], rows: Rows, _width: int) -> Table:
     )
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=name != "model", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job import config, results
+from job import command_line, config, results
 from job.config import UserError
 from job.results import Run
 
@@ -21,7 +21,7 @@ NOT_THE_RECIPE = ("run", "checkpoint", "train.seed", "data.root", "data.cache", 
 """settings in which repetitions of one experiment may differ"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Finished:
     """A finished run, with what it said of each test picture."""
 
@@ -145,20 +145,30 @@ def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
     groups: dict[str, list[Finished]] = {}
     for one in runs:
-        flat = config.flat(one.run.config)
+        flat = config.flat(_with_defaults(one.run.config))
         recipe = {k: v for k, v in flat.items() if not any(k == f or k.startswith(f + ".") for f in NOT_THE_RECIPE)}
         groups.setdefault(repr(sorted(recipe.items())), []).append(one)
     found = []
     for group in groups.values():
-        seeds = [one.run.setting("train.seed") for one in group]
-        if len(set(seeds)) > 1:
-            accuracies = [one.run.evaluation["accuracy"] for one in group]
+        # One run a seed: twice the same would count for less spread than there is.
+        by_seed = {one.run.setting("train.seed"): one for one in reversed(group)}
+        if len(by_seed) > 1:
+            chosen = [one for one in group if one in by_seed.values()]
+            accuracies = [one.run.evaluation["accuracy"] for one in chosen]
             found.append(
                 {
-                    "runs": [one.name for one in group],
-                    "seeds": seeds,
+                    "runs": [one.name for one in chosen],
+                    "seeds": [one.run.setting("train.seed") for one in chosen],
                     "mean": math.fsum(accuracies) / len(accuracies),
                     "standard_deviation": statistics.stdev(accuracies),
                 }
             )
     return found
+
+
+def _with_defaults(settings: results.Record) -> results.Record:
+    """Settings of an earlier version of this program, with what has been added to it since."""
+    try:
+        return config.to_dict(command_line.from_dict(settings, ""))
+    except UserError:
+        return settings

@@ -17,7 +17,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from typing import TYPE_CHECKING, Any
 
-from job import config, runtime
+from job import command_line, runtime
 from job.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SPLITS = ("test", "validation", "train")
 
 def main(argv: list[str]) -> int:
     """Evaluate one split and show it; returns the exit status."""
-    options, rest = config.take_options(argv, "run", "split")
+    options, rest = command_line.take_options(argv, "run", "split")
     settings, run = of_run(options["run"], rest, __doc__ or "")
     split = options["split"] or "test"
     if split not in SPLITS:
@@ -73,7 +73,7 @@ def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, 
     file = Path(run or "") / "config.yaml"
     if run is not None and not file.is_file():
         raise UserError(f"--run {run} is no run directory", f"there is no {file}")
-    settings = config.parse([f"--config={file}", *argv] if run else argv, description=description)
+    settings = command_line.parse([f"--config={file}", *argv] if run else argv, description=description)
     return settings, Path(run or "")
 
 

@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from job import imaging, runtime
-from job.config import Arguments, UserError
+from job.command_line import Arguments
+from job.config import UserError
 from job.imaging import Encoded
 
 if TYPE_CHECKING:

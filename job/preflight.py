@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from job import config, run_directory, runtime
+from job import command_line, config, run_directory, runtime
 from job.config import Config, UserError
 from job.footprint import checkpoint_bytes, memory_bytes, readable
 
@@ -59,12 +59,12 @@ class Check:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
-    options, rest = config.take_options(argv, "nodes", "gpus-per-node")
+    options, rest = command_line.take_options(argv, "nodes", "gpus-per-node")
     if runtime.launch_rank() != 0:  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
         return 0
-    settings = config.parse(rest, description=__doc__ or "")
+    settings = command_line.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
-    name = next((Path(value).stem for option, value in config.pairs(rest) if option == "--config"), "simple_cnn")
+    name = next((Path(value).stem for option, value in command_line.pairs(rest) if option == "--config"), "simple_cnn")
     asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
     checks = preflight(settings, shape, name)
     if shutil.which("sbatch") and not runtime.under_slurm():

@@ -12,12 +12,12 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from job import config, runtime
+from job import command_line, runtime
 
 
 def main(argv: list[str]) -> int:
     """Prepare data, then weights; returns the exit status."""
-    settings = config.parse(argv, description=__doc__ or "")
+    settings = command_line.parse(argv, description=__doc__ or "")
 
     from job import datasets, models
     from job.console import Console

@@ -17,7 +17,8 @@ from html import escape
 from typing import Any
 
 from job import figures, page, panels, results, runtime, samples, theme
-from job.config import Arguments, UserError
+from job.command_line import Arguments
+from job.config import UserError
 from job.page import percent
 from job.results import Run
 from job.samples import Samples

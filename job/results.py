@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import config
+from job import command_line
 from job.cifar10 import CLASSES as CIFAR10
 from job.config import UserError
 
@@ -118,9 +118,9 @@ class Run:
 
     @property
     def published(self) -> float | None:
-        """The reference's accuracy for this model, if the classes are CIFAR-10's."""
-        classes = {row["name"] for row in self.evaluation.get("classes", [])}
-        return PUBLISHED.get(self.model) if classes == set(CIFAR10) else None
+        """The reference's accuracy for this model, where as many pictures of each class were tested as CIFAR-10 has."""
+        classes = {row["name"]: row["images"] for row in self.evaluation.get("classes", [])}
+        return PUBLISHED.get(self.model) if classes == dict.fromkeys(CIFAR10, 1000) else None
 
 
 def read(path: Path) -> Run:
@@ -129,7 +129,7 @@ def read(path: Path) -> Run:
         raise UserError(f"{path} is no run directory (there is no config.yaml)", "give one, such as runs/<name>")
     return Run(
         path,
-        config.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
+        command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
         read_json(path / "environment.json"),
         list(read_lines(path / "metrics.jsonl")),
         read_json(path / "evaluation.json"),

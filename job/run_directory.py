@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from job import config
+from job import command_line, config
 from job.checkpoint import remove_left_overs, write_whole
 from job.config import Config, UserError
 
@@ -85,10 +85,10 @@ class RunDirectory:
             if error.errno not in DISK_FULL:
                 raise
 
-    def failed(self, message: str) -> None:
-        """Record, where that is possible at all, that the run has failed."""
+    def failed(self, message: str, *, recurs: bool = False) -> None:
+        """Record, where that is possible at all, that the run has failed, and whether it would do so again."""
         with contextlib.suppress(OSError):
-            self.status(state="failed", error=message)
+            self.status(state="failed", error=message, recurs=recurs)
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
@@ -192,7 +192,7 @@ class RunDirectory:
         file = self.path / "config.yaml"
         if not file.exists():
             return
-        saved = config.from_dict(config.load_yaml(file.read_text(), str(file)), str(file))
+        saved = command_line.from_dict(command_line.load_yaml(file.read_text(), str(file)), str(file))
         changed = config.differences(saved, settings, MAY_CHANGE)
         if changed:
             raise UserError(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import config
+from job import command_line, config
 from job.config import BAD_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ T = TypeVar("T")
 
 class FailedError(Exception):
     """The run cannot go on. The message says why, and is all that is shown."""
+
+    recurs = False
+    """whether the same command would come to the same end, so that no scheduler need try"""
+
+
+class DivergedError(FailedError):
+    """A loss, weight or moment is not finite: the same steps would end the same way."""
+
+    recurs = True
 
 
 FAILED = 1
@@ -366,7 +375,7 @@ def _asked() -> _Asked:
     with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
         if options.config_file:
-            file = config.load_yaml(Path(options.config_file).read_text(), options.config_file)
+            file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
         cpu = told or options.cpu or file.get("use_cpu") or (False if options.multi_gpu else None)
         return _Asked(options.num_processes or file.get("num_processes"), cpu)
     return _Asked(cpu=told)

@@ -30,7 +30,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import config, run_directory, runtime
+from job import command_line, config, run_directory, runtime
 from job.config import PREEMPTED, Config
 from job.runtime import Runtime
 
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
-    settings = config.parse(argv, description=__doc__ or "")
+    settings = command_line.parse(argv, description=__doc__ or "")
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
-    name = next((Path(value).stem for option, value in config.pairs(argv) if option == "--config"), "simple_cnn")
+    name = next((Path(value).stem for option, value in command_line.pairs(argv) if option == "--config"), "simple_cnn")
     path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
@@ -215,7 +215,7 @@ def _failed(
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
-        directory.failed(message)
+        directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)

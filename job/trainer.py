@@ -22,7 +22,7 @@ from job.console import Console
 from job.datasets import Dataset, placed
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
-from job.runtime import FailedError, Runtime, address
+from job.runtime import DivergedError, FailedError, Runtime, address
 
 
 class StoppedEarlyError(Exception):
@@ -203,7 +203,7 @@ class Trainer:
         first = progress.step - len(losses) + 1
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
-            raise FailedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
+            raise DivergedError(f"the loss is not finite at step {first + bad[0]}{self._what_is_saved()}")
         progress.skipped += len(bad)
         before = len(progress.losses)
         for i in reversed(bad):
@@ -332,7 +332,7 @@ class Trainer:
         try:
             yield
         except NotFiniteError as error:
-            raise FailedError(f"{error}{self._what_is_saved()}") from None
+            raise DivergedError(f"{error}{self._what_is_saved()}") from None
         except OSError as error:
             problem = f"{what} cannot be written ({error.strerror})"
             if needed or error.errno not in DISK_FULL:

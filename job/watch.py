@@ -23,7 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from job import results, runtime
-from job.config import Arguments, UserError
+from job.command_line import Arguments
+from job.config import UserError
 from job.console import Console
 from job.results import Run, duration, number
 

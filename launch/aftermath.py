@@ -77,6 +77,8 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     reason = record_failure(start, failures, messages)
     if not after and exit_status == FAILED:
         return end(start, f"not started again, for it never began: {reason}", FAILED)
+    if state == "failed" and after.get("recurs"):
+        return end(start, f"not started again, for it would end the same way: {reason}", exit_status)
     return come_back(start, reason, exit_status)
 
 

@@ -8,14 +8,14 @@ import pytest
 import yaml
 from support import REPOSITORY, run_job, the_error
 
-from job import config
+from job import command_line, config
 from job.config import Config, UserError
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 
 
 def parse(*argv: str) -> Config:
-    return config.parse(list(argv), description="")
+    return command_line.parse(list(argv), description="")
 
 
 def test_every_shipped_configuration_is_read_and_says_what_to_expect() -> None:
@@ -131,7 +131,7 @@ def test_a_configuration_survives_being_written_and_read(tmp_path: Path) -> None
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(settings))
     assert parse("--config", str(file)) == settings
-    assert config.from_dict(config.to_dict(settings), "x") == settings
+    assert command_line.from_dict(config.to_dict(settings), "x") == settings
 
 
 def test_nothing_about_processes_is_in_configs_and_nothing_about_learning_in_launch() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from support import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
 from torch.nn import functional as F
 
-from job import config, datasets, models
+from job import command_line, datasets, models
 from job.batches import epoch_order
 
 EPOCHS, BATCH = 2, 42
@@ -82,7 +82,9 @@ def test_the_run_directory_holds_what_scripts_read(runs: dict[int, Path]) -> Non
     assert environment["world_size"] == 2
     assert len(environment["hosts"]) == 1
     assert environment["torch"] == torch.__version__
-    settings = config.from_dict(config.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml")
+    settings = command_line.from_dict(
+        command_line.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml"
+    )
     assert settings.train.batch_size == BATCH
     assert models.count_parameters(models.SimpleCNN(3)) == sum(
         t.numel() for t in load_file(run / "model.safetensors").values()
@@ -144,7 +146,7 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
     """A loop as in the tutorial, on the same images in the same order, has the same losses and weights."""
     options = [*small, "--train.epochs=2", "--train.batch_size=40", f"--run.dir={tmp_path / 'run'}"]
     assert run_job("train.py", *options, "--run.log_every=1").returncode == 0
-    settings = config.parse(options, description="")
+    settings = command_line.parse(options, description="")
     dataset = datasets.load(settings.data, settings.train.seed, log=lambda _: None)
     model = models.build(settings.model, classes=3, image_size=32, seed=42)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)

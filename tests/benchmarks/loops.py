@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 from rich.console import Console
 from rich.table import Table
 
-from job import config
+from job import command_line
 
 HERE = Path(__file__).resolve().parent
 EPOCHS = 3
@@ -31,7 +31,7 @@ EPOCHS = 3
 
 def main() -> None:
     """Measure, print, write."""
-    options, settings = config.take_options(sys.argv[1:], "rounds", "processes", "out")
+    options, settings = command_line.take_options(sys.argv[1:], "rounds", "processes", "out")
     settings = settings or ["--data.source=shapes10"]
     rates: dict[str, list[float]] = {"reference loop": [], "rankzero": []}
     for _ in range(int(options["rounds"] or 3)):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from job import config, datasets
+from job import command_line, datasets
 from job.datasets import Split
 
 NORMALISE = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
@@ -60,7 +60,7 @@ class Net(nn.Module):
 
 def main() -> None:
     """Train as the notebook does."""
-    settings = config.parse(sys.argv[1:], description=__doc__ or "")
+    settings = command_line.parse(sys.argv[1:], description=__doc__ or "")
     if settings.runtime.threads:
         torch.set_num_threads(settings.runtime.threads)
     dataset = datasets.load(settings.data, settings.train.seed, log=lambda _: None)

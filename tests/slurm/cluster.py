@@ -183,7 +183,7 @@ def _lay_out(directory: Path, names: list[str], ports: list[int], gpus: int, cpu
     lines = []
     devices = []
     for name, port in zip(names, ports[1:], strict=True):
-        resources = f" Gres=gpu:{gpus}" if gpus else ""
+        resources = f" Gres=gpu:fake:{gpus}" if gpus else ""
         lines.append(
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}"
             f" RealMemory=64000 State=UNKNOWN{resources}"
@@ -191,7 +191,7 @@ def _lay_out(directory: Path, names: list[str], ports: list[int], gpus: int, cpu
         for index in range(gpus):
             device = directory / f"{name}-gpu{index}"
             device.touch()
-            devices.append(f"NodeName={name} Name=gpu File={device}")
+            devices.append(f"NodeName={name} Name=gpu Type=fake File={device}")
     (directory / "gres.conf").write_text("\n".join(["AutoDetect=off", *devices]) + "\n")
     # Slurm from 23.11 on can leave cgroups alone and must be told; before that it knows no such word.
     version = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]

@@ -140,16 +140,14 @@ def test_a_gpu_allocation_without_usable_gpus_is_refused(site: Site) -> None:
     assert "error: 1 GPU was asked for" in site.log(job)
 
 
-@pytest.mark.parametrize("how", ["requeue", "signal to the batch step", "signal to the ranks", "preempted", "graceful"])
+@pytest.mark.parametrize("how", ["requeue", "signal", "preempted", "graceful"])
 def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site, undisturbed: Path, how: str) -> None:
     partition = "graceful" if how == "graceful" else "work"
     job = site.submit(*TWO_NODES, f"--partition={partition}", overrides=TINY)
     site.wait_for_step(job, 20)
     if how == "requeue":
         site.cluster.run("scontrol", "requeue", job)
-    elif how == "signal to the batch step":
-        site.cluster.run("scancel", "--batch", "--signal=USR1", job)
-    elif how == "signal to the ranks":
+    elif how == "signal":
         site.cluster.run("scancel", "--signal=USR1", job)
     else:
         more_urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
@@ -241,6 +239,14 @@ def test_a_crash_loop_is_given_up(site: Site, tmp_path: Path) -> None:
     assert "Segmentation fault" in Path(last.partition("; see ")[2]).read_text()
 
 
+def test_a_run_that_diverges_is_not_queued_again(site: Site) -> None:
+    job = site.submit("--gpus-per-node=0", overrides=[*TINY, "--optimizer.learning_rate", "1e30"])
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0")
+    assert "not finite at step" in site.log(job)
+    assert "would end the same way" in site.log(job).splitlines()[-1]
+
+
 def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
     job = site.submit("--gpus-per-node=0", overrides=TINY, RANKZERO_PYTHON="/usr/bin/false")
     ended = site.cluster.wait(job, seconds=120)
@@ -249,18 +255,17 @@ def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
 
 
 def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
-    tiny = ["--model.weights", "null", "--data.source", "shapes10"]
-    overrides = ["--check", *tiny, *ON_CPU]
-    job = site.submit("--nodes=2", *TWO_GPUS, script="vgg16.sh", overrides=overrides)
+    overrides = ["--check", "--model.weights", "null", "--data.source", "shapes10", *ON_CPU]
+    job = site.submit("--nodes=2", "--gpus-per-node=1", script="vgg16.sh", overrides=overrides)
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
-    assert "4 on CPUs, 32 of the global batch of 128 each" in site.log(job, "vgg16")
+    assert "2 on CPUs, 64 of the global batch of 128 each" in site.log(job, "vgg16")
     assert not site.run(job, "vgg16").exists()
-    check = [sys.executable, site.repository / "job" / "train.py", "--check", "--config", "configs/vgg16.yaml", *tiny]
-    check += ["--data.cache", str(site.home / "cache")]
-    said = site.cluster.run(*check, "--nodes=2", "--gpus-per-node=1", cwd=site.repository).stdout
-    assert "sbatch --nodes=2 --gpus-per-node=1 slurm/vgg16.sh: Job" in " ".join(said.replace("│", "").split())
+    check = [sys.executable, site.repository / "job" / "train.py", "--check", "--data.source", "shapes10"]
+    check += ["--data.cache", str(site.home / "cache"), "--gpus-per-node=1"]
+    said = site.cluster.run(*check, "--nodes=2", cwd=site.repository).stdout
+    assert "sbatch --nodes=2 --gpus-per-node=1 slurm/simple_cnn.sh: Job" in " ".join(said.replace("│", "").split())
     with pytest.raises(RuntimeError, match="not ready: 1 problem"):
-        site.cluster.run(*check, "--nodes=4", "--gpus-per-node=1", cwd=site.repository)
+        site.cluster.run(*check, "--nodes=4", cwd=site.repository)
 
 
 def test_the_shipped_requests_are_accepted_and_the_scripts_are_clean(site: Site) -> None:
