@@ -376,7 +376,7 @@ def _asked() -> _Asked:
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
         if options.config_file:
             file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
-        cpu = told or options.cpu or file.get("use_cpu") or (False if options.multi_gpu else None)
+        cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
         return _Asked(options.num_processes or file.get("num_processes"), cpu)
     return _Asked(cpu=told)
 
