@@ -97,7 +97,7 @@ def test_two_processes_either_of_which_is_killed_end_with_the_same_bits(start, u
     same(tmp_path / "run", undisturbed(processes=2))
 
 
-@pytest.mark.parametrize("processes", [3, 4])
+@pytest.mark.parametrize("processes", [3])  # and 4, and more, but those take their time on two cores
 def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, start, undisturbed, same, tmp_path) -> None:
     arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "flip_crop")
     for step in (6, 19):
