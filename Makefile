@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 
 run: $(READY)
-	$(BIN)/accelerate launch job/train.py --config configs/quickstart.yaml
+	$(BIN)/python job/train.py --config configs/quickstart.yaml
 
 test: $(READY)
 	$(BIN)/pytest $(PYTEST_ARGS)
