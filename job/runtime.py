@@ -292,9 +292,13 @@ def entry(main: Callable[[list[str]], int]) -> None:
 
 
 def _let_rank_zero_end() -> None:
-    """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why."""
+    """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why.
+
+    Ranks that have met are at the same place; before that, rank zero may still be starting on a slow file system.
+    """
+    distributed = sys.modules.get("torch.distributed")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(10)
+    time.sleep(1 if distributed is not None and distributed.is_initialized() else 10)
 
 
 def lost_contact(error: BaseException) -> bool:
