@@ -38,10 +38,11 @@ _StrictLoader.add_implicit_resolver(
 )
 
 
-def pairs(argv: Sequence[str]) -> list[tuple[str, str]]:
-    """Options and their values, given as ``--key value`` or ``--key=value``."""
+def config_name(argv: Sequence[str]) -> str:
+    """Name of the configuration that ``argv`` chooses, by which a run is called: its file's without the ending."""
     joined = [(word.partition("=")[0], word.partition("=")[2]) for word in argv if "=" in word]
-    return joined + list(itertools.pairwise(argv))
+    pairs = joined + list(itertools.pairwise(argv))
+    return next((Path(value).stem for option, value in pairs if option == "--config"), DEFAULT_CONFIG.stem)
 
 
 def load_yaml(text: str, name: str) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     settings = command_line.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
-    name = next((Path(value).stem for option, value in command_line.pairs(rest) if option == "--config"), "simple_cnn")
+    name = command_line.config_name(rest)
     asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
     checks = preflight(settings, shape, name)
     if shutil.which("sbatch") and not runtime.under_slurm():

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
 
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
-    name = next((Path(value).stem for option, value in command_line.pairs(argv) if option == "--config"), "simple_cnn")
+    name = command_line.config_name(argv)
     path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
