@@ -1,0 +1,82 @@
+"""The job with a stopwatch in it: when each part of a start was done, counted from the command.
+
+    python tests/benchmarks/stopwatch.py [the job's settings]                      or under accelerate launch
+
+Ends with the STEPS-th step, and prints on rank zero one JSON object: seconds at which each stage was reached, in order,
+and the peak of the device's memory. BENCHMARK_BEGAN in the environment is when the command was given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+STARTED = time.time()
+BEGAN = float(os.environ.get("BENCHMARK_BEGAN", STARTED))
+STEPS = 20
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+reached: dict[str, float] = {}
+
+
+def note(stage: str) -> None:
+    """``stage`` is done now, unless it was done before."""
+    reached.setdefault(stage, time.time() - BEGAN)
+
+
+def watch(owner: Any, name: str, stage: str, after: Callable[[], None] = lambda: None) -> None:
+    """Note ``stage`` when ``owner.name`` returns."""
+    original = getattr(owner, name)
+
+    def watched(*arguments: Any, **named: Any) -> Any:
+        result = original(*arguments, **named)
+        note(stage)
+        after()
+        return result
+
+    setattr(owner, name, watched)
+
+
+def end_after_steps() -> None:
+    """Print and leave, once enough steps were made for memory to have peaked."""
+    global steps
+    steps += 1
+    if steps < STEPS:
+        return
+    import torch
+
+    if int(os.environ.get("RANK", "0")) == 0:
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        print(json.dumps({"reached": reached, "peak_device_bytes": peak}), flush=True)
+    time.sleep(0.2)  # the other ranks end by themselves, or the launcher reports a failure
+    os._exit(0)
+
+
+steps = 0
+
+if __name__ == "__main__":
+    reached["interpreter"] = STARTED - BEGAN
+
+    import torch  # noqa: F401
+
+    note("import torch")
+    import accelerate  # noqa: F401
+
+    note("import accelerate")
+    from job import train
+
+    note("import the job")
+    watch(train.runtime, "start", "process group and device")
+    from job import datasets, trainer
+
+    note("import the trainer")
+    watch(datasets, "load", "data")
+    watch(trainer.Trainer, "__init__", "model, optimizer, pictures placed")
+    watch(trainer.Trainer, "_step", "first step", end_after_steps)
+    train.runtime.entry(train.main)
