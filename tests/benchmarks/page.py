@@ -48,41 +48,14 @@ def _markdown_table(table: Table) -> str:
     for paragraph in paragraphs(table):
         lines += [textwrap.fill(paragraph, 118, break_long_words=False, break_on_hyphens=False), ""]
     if table.rows:
-        left = [all(not _number(row[i]) for row in table.rows) for i in range(len(table.columns))]
-        lines.append(_row(table.columns))
-        lines.append(_row(["---" if is_left else "---:" for is_left in left]))
-        lines += [_row(row) for row in table.rows]
+        right = [any(row[i][:1].isdigit() for row in table.rows) for i in range(len(table.columns))]
+        widths = [max(3, *(len(row[i]) for row in [table.columns, *table.rows])) for i in range(len(table.columns))]
+        rule = ["-" * (width - 1) + (":" if to_right else "-") for width, to_right in zip(widths, right, strict=True)]
+        for row in (table.columns, rule, *table.rows):
+            cells = zip(row, widths, right, strict=True)
+            lines.append("| " + " | ".join(c.rjust(w) if to_right else c.ljust(w) for c, w, to_right in cells) + " |")
         lines.append("")
     return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _number(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] == "-"
-
-
-def show(record: Record) -> None:
-    """Print the same tables."""
-    from rich.console import Console
-    from rich.table import Table as Shown
-
-    console = Console()
-    for table in tables(record):
-        shown = Shown(
-            title=table.title,
-            title_justify="left",
-            caption="\n".join(paragraphs(table)) or None,
-            caption_justify="left",
-        )
-        for i, column in enumerate(table.columns):
-            numbers = any(_number(row[i]) for row in table.rows)
-            shown.add_column(column, justify="right" if numbers else "left")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
 
 
 def to_json(record: Record) -> str:

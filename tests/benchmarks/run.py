@@ -73,7 +73,7 @@ def main() -> None:
         if re.search(options.only, "exactness"):
             _exactness(machine, pictures, record)
     _write(record, options.out)
-    page.show(record)
+    print(options.out.with_suffix(".md").read_text())
 
 
 def _arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -235,7 +235,7 @@ def _floors(record: Record) -> Table:
     rows = []
     for kind, label in (("fp32", "fp32 product"), ("tf32", "TF32 product"), ("bf16", "bf16 product")):
         if kind in rates:
-            rows.append([label, f"{rates[kind] / 1e9:,.0f} GFLOP/s"])
+            rows.append([label, f"{number(rates[kind] / 1e9)} GFLOP/s"])
     if rates:
         rows.append(["copy of memory, read and written", f"{rates['bandwidth'] / 1e9:,.1f} GB/s"])
     for n, link in links_of(record).items():
