@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cases
+import contenders
 import floors
 import page
 import pytest
@@ -19,7 +21,7 @@ BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 
 def test_a_quick_run_leaves_a_record_and_the_page_of_that_record(tmp_path: Path, small: list[str]) -> None:
     record_file = tmp_path / "record.json"
-    chosen = "training: simple_cnn fp32|floors"
+    chosen = "training: simple_cnn fp32|floors: machine"
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--only", chosen, "--threads", "1"]
     finished = subprocess.run(
         [*command, "--out", str(record_file), *small], env=environment(), capture_output=True, text=True, timeout=240
@@ -53,6 +55,10 @@ def test_the_page_in_docs_is_the_one_that_its_record_makes() -> None:
         pytest.skip("nothing was measured yet")
     made = page.markdown([json.loads(record.read_text())], [record.name])
     assert record.with_suffix(".md").read_text() == made
+
+
+def test_each_contender_that_is_named_is_there() -> None:
+    assert set(cases.CONTENDERS) == set(contenders.CONTENDERS)
 
 
 def test_operations_follow_from_the_shapes_of_the_layers() -> None:

@@ -12,11 +12,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
-sys.path[:0] = [str(REPOSITORY), str(HERE)]
-
-from contenders import CONTENDERS, READ_FILES
-
 OURS, REFERENCE = "rankzero", "reference loop"
+CONTENDERS = ("torchvision style, files", "timm loader, files", "accelerate style, files", "Lightning", "FFCV")
+"""of contenders.py; those with files read them in each epoch"""
 Values = dict[str, Any]
 
 
@@ -97,7 +95,7 @@ def _training(machine: Machine, pictures: Pictures, python: str) -> Iterator[Cas
                 yield ours("training", model, precision, f"{OURS}{label}", own, machine)
         if model == "simple_cnn" and not machine.quick:
             for name in CONTENDERS:
-                data = pictures.files if name in READ_FILES else pictures.whole
+                data = pictures.files if "files" in name else pictures.whole
                 told = [name, *data, "--train.epochs=2"]
                 yield _script("training", model, "fp32", name, "contenders.py", told, python)
 

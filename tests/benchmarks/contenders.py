@@ -236,7 +236,6 @@ CONTENDERS = {
     "Lightning": lightning_trainer,
     "FFCV": ffcv_loader,
 }
-READ_FILES = {"torchvision style, files", "timm loader, files", "accelerate style, files"}
 
 if __name__ == "__main__":
     main()

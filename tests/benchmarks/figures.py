@@ -109,7 +109,7 @@ def best_rates(record: Record) -> dict[str, float]:
     """The best of all rounds: disturbance only ever lowers a rate."""
     found: dict[str, float] = {}
     for floor in record["floors"]:
-        for kind, rate in floor["machine"].items():
+        for kind, rate in floor.get("machine", {}).items():
             if isinstance(rate, float):
                 found[kind] = max(found.get(kind, 0.0), rate)
     return found

@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +129,20 @@ def _sample(case: Case, machine: Machine, turn: int, record: dict[str, Any]) -> 
 
 
 def _floors(machine: Machine, record: dict[str, Any], only: str) -> None:
-    """What the machine does at best, measured in every round; one that is measured while others work says less."""
-    if not re.search(only, "floors"):
-        return
+    """What the machine does at best, measured in every round, and what the networks need."""
     few = ["--seconds=0.2"] if machine.quick else []
     script = [sys.executable, str(HERE / "floors.py")]
-    taken = sampling.take([[*script, "machine", *few]], [cases.environment(machine)])
-    found = {"machine": json.loads(taken.outputs[0])}
+    found = {}
+    if re.search(only, "floors: machine"):
+        taken = sampling.take([[*script, "machine", *few]], [cases.environment(machine)])
+        said = json.loads(taken.outputs[0])
+        found["machine"], record["needs"] = said["rates"], said["needs"]
     for n in machine.process_counts:
-        own = sampling.take([[*script, "exchange", f"--processes={n}", *few]], [cases.environment(machine)])
-        found[f"exchange {n}"] = json.loads(own.outputs[0])
-    record["floors"].append(found | {"noisy": taken.noisy})
-    if "needs" not in record:
-        needs = sampling.take([[*script, "needs"]], [cases.environment(machine)])
-        record["needs"] = json.loads(needs.outputs[0])
+        if re.search(only, f"floors: exchange {n}"):
+            taken = sampling.take([[*script, "exchange", f"--processes={n}", *few]], [cases.environment(machine)])
+            found[f"exchange {n}"] = json.loads(taken.outputs[0])
+    if found:
+        record["floors"].append(found)
 
 
 def _exactness(machine: Machine, pictures: Pictures, record: dict[str, Any]) -> None:
@@ -213,9 +214,7 @@ def _gpus() -> int:
 
 def _describe(machine: Machine) -> dict[str, Any]:
     """What a figure means nothing without."""
-    import accelerate
     import torch
-    import torchvision
 
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     fields = [line.partition(":") for line in text.splitlines()]
@@ -232,8 +231,8 @@ def _describe(machine: Machine) -> dict[str, Any]:
         "threads": machine.threads,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "accelerate": accelerate.__version__,
+        "torchvision": version("torchvision"),
+        "accelerate": version("accelerate"),
         "cuda": torch.version.cuda if machine.cuda else None,
         "commit": commit or None,
     }
