@@ -27,6 +27,8 @@ class Machine:
     threads: int | None
     """of each process; None: what each program takes by itself"""
     quick: bool
+    bf16: bool = True
+    """whether it computes in bf16 by itself; emulated, a step of VGG16 takes minutes"""
 
     @property
     def cuda(self) -> bool:
@@ -85,10 +87,13 @@ def all_cases(machine: Machine, pictures: Pictures, python: str) -> list[Case]:
 def _training(machine: Machine, pictures: Pictures, python: str) -> Iterator[Case]:
     for model in ("simple_cnn",) if machine.quick else ("simple_cnn", "vgg16"):
         slow = model == "vgg16" and not machine.cuda
-        data = pictures.few if slow else pictures.whole
         for precision in ("fp32", "bf16"):
+            emulated = precision == "bf16" and not machine.bf16
+            if emulated and model == "vgg16":
+                continue
+            data = pictures.few if slow else pictures.files if emulated else pictures.whole
             told = [*data, f"--model.name={model}", f"--runtime.precision={precision}"]
-            epochs = 2 if slow or machine.quick else 3
+            epochs = 2 if slow or emulated or machine.quick else 3
             yield _script("training", model, precision, REFERENCE, "reference.py", [*told, f"--train.epochs={epochs}"])
             for label, extra in _ways(machine):
                 own = [*told, *extra, f"--train.epochs={10 if machine.cuda else epochs}"]

@@ -47,7 +47,9 @@ from job import command_line, config
 def main() -> None:
     """Measure, print, write."""
     options, settings = _arguments()
-    machine = Machine(len(os.sched_getaffinity(0)), _gpus(), options.threads, options.quick)
+    gpus = _gpus()
+    bf16 = gpus > 0 or bool({"avx512_bf16", "amx_bf16", "avx_ne_convert", "bf16"} & _cpu()[1])
+    machine = Machine(len(os.sched_getaffinity(0)), gpus, options.threads, options.quick, bf16)
     rounds = 1 if options.quick else options.rounds
     record: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
@@ -184,7 +186,8 @@ def _pictures(settings: list[str], scratch: Path, record: dict[str, Any], machin
         for part, split, batches in zip(("train", "test"), (dataset.train, dataset.test), counts, strict=True):
             for label in dataset.classes:  # all of them, so that class numbers are the same
                 (scratch / name / part / label).mkdir(parents=True)
-            for row in split.indices[: 128 * batches].tolist():
+            count = min(len(split), 128 * batches)
+            for row in split.indices[:: len(split) // count][:count].tolist():  # from end to end: some of each class
                 file = scratch / name / part / dataset.classes[int(split.labels[row])] / f"{row:05}.jpg"
                 Image.fromarray(split.images[row].permute(1, 2, 0).numpy()).save(file, quality=95)
         cache = f"--data.cache={scratch / 'cache'}"
@@ -212,20 +215,27 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
+def _cpu() -> tuple[str, set[str]]:
+    """Its name, and what it can do."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    values = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    name = values.get("model name") or platform.processor() or platform.machine()
+    return name, set(values.get("flags", values.get("Features", "")).split())
+
+
 def _describe(machine: Machine) -> dict[str, Any]:
     """What a figure means nothing without."""
     import torch
 
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fields = [line.partition(":") for line in text.splitlines()]
-    values = {key.strip(): value.strip() for key, _, value in fields}
-    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    cpu, features = _cpu()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "bf16")
     git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "cpu": values.get("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu,
         "cores": machine.cores,
-        "cpu_features": [name for name in wanted if name in values.get("flags", "").split()],
+        "cpu_features": [name for name in wanted if name in features],
+        "bf16": machine.bf16,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(machine.gpus)],
         "threads": machine.threads,

@@ -66,6 +66,9 @@ def _where(record: Record) -> Table:
     if record.get("quick"):
         text += " This was a quick run, on few pictures: it shows that the measurement works, and no more."
     out = "; ".join(f"{name}: {why}" for name, why in record["left_out"].items())
+    if not machine["bf16"]:
+        text += """ This CPU has no bf16 units: bf16 is emulated; SimpleCNN's figures in it are of 50 steps an epoch,
+        and VGG16 is left out, for its steps would take minutes."""
     return Table("Where", text + (f"\n\nNot measured: {out}." if out else ""))
 
 
