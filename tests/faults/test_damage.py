@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import checkpoints, fork_server, metrics
+from forked import fork_server
+from jobs import checkpoints, metrics
 
 from job import checkpoint
 from job.checkpoint import FILES, MANIFEST, Checkpoints, State
