@@ -51,12 +51,13 @@ def main(argv: list[str]) -> int:
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
-    place = runtime.start(
-        settings.runtime,
-        deterministic=settings.train.deterministic,
-        static_graph=settings.train.gradient_accumulation == 1,
-        one_thread=settings.train.gradient_shards is not None,
-    )
+    with preemption.while_ranks_meet(PREEMPTED):
+        place = runtime.start(
+            settings.runtime,
+            deterministic=settings.train.deterministic,
+            static_graph=settings.train.gradient_accumulation == 1,
+            one_thread=settings.train.gradient_shards is not None,
+        )
     settings.parts(place.world_size)
     from job.console import Console
 
