@@ -6,6 +6,7 @@ What is forked has imported nothing of the job itself, and gets arguments, envir
 from __future__ import annotations
 
 import functools
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -28,9 +29,15 @@ def fork_server() -> ForkServerContext:
     return server
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], out: Path, error: Path) -> ForkServerProcess:
-    """Start ``command`` (``python SCRIPT ARGUMENT...``) in the root directory, with files for what it says."""
-    process = fork_server().Process(target=_become, args=(list(command[1:]), dict(environment), str(out), str(error)))
+def start(
+    command: Sequence[str], environment: Mapping[str, str], out: Path, error: Path, *, report: bool
+) -> ForkServerProcess:
+    """Start ``command`` (``python SCRIPT ARGUMENT...``) in the root directory, with files for what it says.
+
+    Without ``report`` no figures and no page are drawn at the end of training.
+    """
+    arguments = (list(command[1:]), dict(environment), str(out), str(error), report)
+    process = fork_server().Process(target=_become, args=arguments)
     process.start()
     return process
 
@@ -43,17 +50,17 @@ def say_to(out: str, error: str) -> None:
         os.close(file)
 
 
-def _become(arguments: list[str], environment: dict[str, str], out: str, error: str) -> None:
+def _become(arguments: list[str], environment: dict[str, str], out: str, error: str, report: bool = True) -> None:
     """Be what ``python SCRIPT ARGUMENT...`` is."""
     say_to(out, error)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir("/")
-    script = Path(arguments[0])
-    tests = str(Path(__file__).parent)
-    sys.path[:] = [
-        str(script.parent),
-        *(p for p in sys.path if not p.startswith(tests) and p != str(script.parents[1])),
-    ]
+    script, repository = Path(arguments[0]), Path(__file__).resolve().parents[1]
+    others = [path for path in sys.path if not Path(path).is_relative_to(repository) or "site-packages" in path]
+    if not report:
+        sys.path[:] = [str(repository), *others]
+        importlib.import_module("job.report").write = lambda *_: None
+    sys.path[:] = [str(script.parent), *others]
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -41,26 +42,28 @@ def command(script: str, *arguments: object) -> list[str]:
 
 
 def run_job(
-    script: str, *arguments: object, processes: int = 1, timeout: float = TIMEOUT, fresh: bool = False, **extra: str
+    script: str, *arguments: object, processes: int = 1, fresh: bool = False, report: bool = False, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of the job on ``processes`` processes, as a Slurm step starts them; rank zero's output is kept.
 
-    The exit status is the largest of all ranks. The processes are forked from one that has torch imported, unless they
-    are to be ``fresh``: interpreters as a shell starts them, which takes seconds longer.
+    The exit status is the largest of all ranks. Two things take seconds and are done only where a test is about them:
+    ``fresh`` processes are interpreters as a shell starts them, others are forked from one that has torch imported;
+    and the ``report`` at the end of training, which fresh ones always write.
     """
     group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     words = command(script, *arguments)
-    end = time.monotonic() + timeout
+    end = time.monotonic() + TIMEOUT
     started: list[subprocess.Popen[bytes] | ForkServerProcess] = []
     with tempfile.TemporaryDirectory() as folder:
         files = [(Path(folder, f"out-{rank}"), Path(folder, f"error-{rank}")) for rank in range(processes)]
         try:
             for rank, (out, error) in enumerate(files):
                 own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-                started.append((_start if fresh else forked.start)(words, environment(**own, **extra), out, error))
+                start = _start if fresh else functools.partial(forked.start, report=report)
+                started.append(start(words, environment(**own, **extra), out, error))
             status = max(_wait(process, end - time.monotonic()) for process in started)
         finally:
             for process in started:

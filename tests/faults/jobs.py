@@ -158,6 +158,12 @@ def launcher(processes: int) -> list[str]:
     return [accelerate, "launch", "--config_file", "launch/cpu.yaml", "--num_processes", str(processes)]
 
 
+def listens(pid: int) -> bool:
+    """Whether a process would not simply die of SIGTERM."""
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGTERM - 1))
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
