@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import checkpoints, fork_server, metrics
+from forked import fork_server
+from jobs import checkpoints, metrics
 
 from job import checkpoint, files
 from job.checkpoint import FILES, MANIFEST, Checkpoints, State
@@ -228,7 +229,7 @@ def write_on_and_on(directory: str, pipe: multiprocessing.connection.Connection)
 def test_killed_at_random_instants_a_writer_always_leaves_the_last_one_it_reported(tmp_path) -> None:
     draw = random.Random(0)
     reported = 0
-    for _ in range(15):
+    for _ in range(8):
         ours, theirs = multiprocessing.Pipe(duplex=False)
         writer = fork_server().Process(target=write_on_and_on, args=(str(tmp_path), theirs))
         writer.start()

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from jobs import Job
+from jobs import Job, listens
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_a_rank_that_waits_in_vain_says_so_in_one_line_after_the_time_limit(rank
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_waits_for_a_dead_one_ends_when_it_is_told_to(rank, alone) -> None:
     job = alone(rank)
-    time.sleep(2)  # it waits
+    job.wait_for(lambda: listens(job.ranks[rank].pid))
+    time.sleep(1)  # now it waits for the other, or will soon
     job.signal(signal.SIGTERM, rank)
     job.ranks[rank].join(30)
     assert job.ranks[rank].exitcode == 75, job.output
