@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import command_line, config
+from job import command_line, config, startup
 from job.config import BAD_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -222,38 +222,50 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
     import torch
+    import torch.distributed as dist
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
+    startup.mark("torch and accelerate")
     cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
     # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
-    if deterministic and settings.compile != "none":
+    if deterministic and settings.compile == "default":
         torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
     else:
         torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
     if cpu:
         _keep_freed_memory()
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-        # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
-        ],
-    )
-    set_up_group = control_group = None
-    if accelerator.num_processes > 1:
-        import torch.distributed as dist
-
-        set_up_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
-        control_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=settings.timeout))
+    patience = datetime.timedelta(seconds=settings.timeout)
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+            # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                # A millionth more: accelerate takes 600 s, NCCL's default, for "not said", and gloo's then is 1,800.
+                InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
+            ],
+        )
+        set_up_group: Any = None
+        control_group: Any = None
+        if accelerator.num_processes > 1:
+            set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+            # Only now: a day would also be the time that ranks wait for one that died while they met.
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            set_timeout(datetime.timedelta(days=1), set_up_group)
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise FailedError(
+            f"rank {launch_rank()} of {world_size} did not meet all others at {where} ({first_line(error)}): "
+            "see whether they started, and whether that address can be reached from every node"
+        ) from None
     return Runtime(
         accelerator=accelerator,
         device=accelerator.device,
@@ -275,6 +287,10 @@ def entry(main: Callable[[list[str]], int]) -> None:
         else:
             _let_rank_zero_end()
         status = BAD_INPUT
+    except FailedError as error:
+        if launch_rank() in (0, 1):  # rank zero may be the one that is missing
+            print(f"error: {error}", file=sys.stderr)
+        status = FAILED
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except BrokenPipeError:  # `... | head` is no failure

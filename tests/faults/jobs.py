@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -14,29 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import injected
+from forked import fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]
 PATIENCE = 180.0
 """seconds after which a process hangs, on a machine that does other things as well"""
-
-
-@functools.cache
-def fork_server() -> ForkServerContext:
-    """Starts processes that have torch imported already."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["injected"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # some Pythons do not hand sys.path on to it
-    forkserver.ensure_running()
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    return server
 
 
 class Job:
@@ -170,6 +156,12 @@ def launcher(processes: int) -> list[str]:
     if processes == 1:
         return [accelerate, "launch"]
     return [accelerate, "launch", "--config_file", "launch/cpu.yaml", "--num_processes", str(processes)]
+
+
+def listens(pid: int) -> bool:
+    """Whether a process would not simply die of SIGTERM."""
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGTERM - 1))
 
 
 def free_port() -> int:
