@@ -107,12 +107,13 @@ def _training(machine: Machine, pictures: Pictures, python: str) -> Iterator[Cas
 
 def _ways(machine: Machine) -> list[tuple[str, list[str]]]:
     """The job as it comes, and on a GPU its faster settings."""
-    free = "--train.deterministic=false"
+    free, graphs = "--train.deterministic=false", "--runtime.compile=graphs"
     return [("", [])] + (
         [
+            (", CUDA graphs", [graphs]),
             (", not deterministic", [free]),
-            (", compiled", [free, "--runtime.compile=default"]),
-            (", CUDA graphs", [free, "--runtime.compile=graphs"]),
+            (", not deterministic, compiled", [free, "--runtime.compile=default"]),
+            (", not deterministic, CUDA graphs", [free, graphs]),
         ]
         if machine.cuda
         else []

@@ -20,7 +20,7 @@ def checked(record: Record) -> Table:
             if loop not in ("strong", "weak") or n not in links or not alone.values or "needs" not in record:
                 continue
             compute = batch / alone.middle
-            exchange = scaling.exchange_seconds(n, 4 * record["needs"][model]["parameters"], links[n])
+            exchange = scaling.exchange_seconds(n, 4 * record["needs"][network(model)]["parameters"], links[n])
             measured = batch / found.middle
             cells = [
                 NETWORKS[model],

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +25,20 @@ reached: dict[str, float] = {}
 
 
 def note(stage: str) -> None:
-    """``stage`` is done now, unless it was done before."""
-    reached.setdefault(stage, time.time() - BEGAN)
+    """The job says that ``stage`` is done: in the place of its own ``startup.mark``."""
+    reached[stage] = time.time() - BEGAN
+    if stage == "data":  # now that the job has imported its trainer, and before it makes one
+        from job.trainer import Trainer
 
+        original = Trainer._step
 
-def watch(owner: Any, name: str, stage: str, after: Callable[[], None] = lambda: None) -> None:
-    """Note ``stage`` when ``owner.name`` returns."""
-    original = getattr(owner, name)
+        def step(*arguments: Any) -> Any:
+            loss = original(*arguments)
+            reached.setdefault("first step", time.time() - BEGAN)
+            end_after_steps()
+            return loss
 
-    def watched(*arguments: Any, **named: Any) -> Any:
-        result = original(*arguments, **named)
-        note(stage)
-        after()
-        return result
-
-    setattr(owner, name, watched)
+        Trainer._step = step  # type: ignore[method-assign]
 
 
 def end_after_steps() -> None:
@@ -62,21 +60,9 @@ steps = 0
 
 if __name__ == "__main__":
     reached["interpreter"] = STARTED - BEGAN
+    from job import startup
 
-    import torch  # noqa: F401
-
-    note("import torch")
-    import accelerate  # noqa: F401
-
-    note("import accelerate")
+    startup.mark = note
     from job import train
 
-    note("import the job")
-    watch(train.runtime, "start", "process group and device")
-    from job import datasets, trainer
-
-    note("import the trainer")
-    watch(datasets, "load", "data")
-    watch(trainer.Trainer, "__init__", "model, optimizer, pictures placed")
-    watch(trainer.Trainer, "_step", "first step", end_after_steps)
     train.runtime.entry(train.main)
