@@ -102,7 +102,7 @@ def _training(machine: Machine, pictures: Pictures, python: str) -> Iterator[Cas
             for name in CONTENDERS:
                 data = pictures.files if "files" in name else pictures.whole
                 told = [name, *data, "--train.epochs=2"]
-                yield _script("training", model, "fp32", name, "contenders.py", told, python)
+                yield _script("training", model, "fp32", name, "contenders.py", told, python, rounds=2)
 
 
 def _ways(machine: Machine) -> list[tuple[str, list[str]]]:
@@ -124,7 +124,7 @@ def _processes(machine: Machine, pictures: Pictures) -> Iterator[Case]:
     """The same work on several processes, and beside it without any exchange: as many jobs that know of no other."""
     for model in ("simple_cnn",) if machine.quick or not machine.process_counts else ("simple_cnn", "vgg16"):
         slow = model == "vgg16" and not machine.cuda
-        few = slow or machine.quick
+        few, rounds = slow or machine.quick, 2 if slow else None
         told = [*(pictures.few if slow else pictures.whole), f"--model.name={model}"]
         told += [f"--train.epochs={2 if few else 10 if machine.cuda else 3}"]
         if not machine.cuda and not slow:
@@ -135,9 +135,9 @@ def _processes(machine: Machine, pictures: Pictures) -> Iterator[Case]:
                 if growth == "weak" and few:
                     continue
                 own = [*told, f"--train.batch_size={batch}"]
-                yield ours("processes", model, "fp32", growth, own, machine, processes=n, batch=batch)
+                yield ours("processes", model, "fp32", growth, own, machine, processes=n, batch=batch, rounds=rounds)
                 alone = [*told, f"--train.batch_size={batch // n}"]
-                yield _side_by_side(f"{growth}, no exchange", model, alone, machine, n, batch)
+                yield _side_by_side(f"{growth}, no exchange", model, alone, machine, n, batch, rounds)
 
 
 def _starts(machine: Machine, pictures: Pictures) -> Iterator[Case]:
@@ -211,7 +211,9 @@ def ours(
     return Case(table, model, precision, loop, commands, lambda run, _: _of_run(run), processes, batch, rounds)
 
 
-def _side_by_side(loop: str, model: str, told: list[str], machine: Machine, n: int, batch: int) -> Case:
+def _side_by_side(
+    loop: str, model: str, told: list[str], machine: Machine, n: int, batch: int, rounds: int | None
+) -> Case:
     """``n`` jobs at once that share the machine and nothing else."""
     command = [sys.executable, str(REPOSITORY / "job" / "train.py"), *told, "--run.log_every=1000000"]
     if machine.cuda:
@@ -226,7 +228,7 @@ def _side_by_side(loop: str, model: str, told: list[str], machine: Machine, n: i
         each = [_of_run(run / str(i))["images_per_second"] for i in range(n)]
         return {"images_per_second": [sum(rates) for rates in zip(*each, strict=True)]}
 
-    return Case("processes", model, "fp32", loop, commands, read, n, batch, environments=environments)
+    return Case("processes", model, "fp32", loop, commands, read, n, batch, rounds, environments)
 
 
 def _launcher(processes: int, machine: Machine) -> list[str]:

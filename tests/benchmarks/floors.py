@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from job import models
@@ -37,7 +39,7 @@ def machine(seconds: float) -> dict[str, float | str]:
         torch.set_float32_matmul_precision(precision)
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        found[name] = 2 * size**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), seconds)
+        found[name] = 2 * size**3 / _best(partial(torch.mm, a, b, out=out), seconds)
     source = torch.ones(2**30 if cuda else 2**26, device=device)  # 4 GB, 256 MB: far more than caches hold
     target = torch.empty_like(source)
     found["bandwidth"] = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds)
@@ -80,7 +82,7 @@ def _count(model: nn.Module) -> dict[str, float]:
 
     def seen(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal forward, inputs, outputs
-        products = output.numel() * layer.weight[0].numel()  # type: ignore[operator, index]
+        products = output.numel() * layer.weight[0].numel()  # type: ignore[index]
         inputs += 0 if forward == 0 else products  # nobody asks for the pictures' gradient
         forward += products
         outputs += output.numel()
@@ -123,8 +125,8 @@ def exchange(processes: int, seconds: float) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    results = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_exchange, (processes, port, seconds, results), processes)
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_exchange, (processes, port, seconds, results), processes)
     return {"processes": processes, "backend": _backend(), "seconds": results.get()}
 
 
