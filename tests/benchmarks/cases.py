@@ -37,8 +37,9 @@ class Machine:
     @property
     def process_counts(self) -> list[int]:
         """2, 4, ... processes, as many as there are devices to run them on."""
-        most = min(2, self.cores) if self.quick else self.gpus if self.cuda else self.cores
-        return [2**k for k in range(1, most.bit_length()) if 2**k <= most]
+        most = self.gpus if self.cuda else self.cores
+        counts = [2**k for k in range(1, most.bit_length())]
+        return counts[:1] if self.quick else counts
 
 
 @dataclass(frozen=True)

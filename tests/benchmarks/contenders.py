@@ -120,7 +120,7 @@ def lightning_trainer(settings: Config) -> None:
     dataset = datasets.load(settings.data, settings.train.seed, log=lambda _: None)
     loader = DataLoader(Pictures(dataset.train), settings.train.batch_size, shuffle=True)
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.network = network(settings.model.name, len(dataset.classes))

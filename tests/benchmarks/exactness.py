@@ -26,6 +26,7 @@ from job.runtime import address
 def main() -> None:
     """Train one epoch, then test."""
     settings = command_line.parse(sys.argv[1:], description=__doc__ or "")
+    torch.backends.cudnn.allow_tf32 = False
     seed, batch, device = settings.train.seed, settings.train.batch_size, device_of(settings)
     dataset = datasets.load(settings.data, seed, log=lambda _: None)
     pictures = Pictures(dataset.train)

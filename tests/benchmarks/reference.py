@@ -66,8 +66,8 @@ def network(name: str, classes: int) -> nn.Module:
     """The plain network of that name, with random weights."""
     if name == "simple_cnn":
         return Net(classes)
-    model = vgg16(weights=None)
-    model.classifier[6] = nn.Linear(4096, classes)
+    model: nn.Module = vgg16(weights=None)
+    model.set_submodule("classifier.6", nn.Linear(4096, classes))
     return model
 
 

@@ -54,7 +54,7 @@ def main() -> None:
     record: dict[str, Any] = {
         "when": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "machine": _describe(machine),
-        "settings": [word for word in settings if not word.startswith(("--data.root", "--data.cache"))],
+        "settings": [word for word in _joined(settings) if not word.startswith(("--data.root", "--data.cache"))],
         "rounds": rounds,
         "quick": options.quick,
         "samples": [],

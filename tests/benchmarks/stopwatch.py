@@ -38,7 +38,7 @@ def note(stage: str) -> None:
             end_after_steps()
             return loss
 
-        Trainer._step = step  # type: ignore[method-assign]
+        Trainer._step = step  # type: ignore[assignment, method-assign]
 
 
 def end_after_steps() -> None:
@@ -62,7 +62,7 @@ if __name__ == "__main__":
     reached["interpreter"] = STARTED - BEGAN
     from job import startup
 
-    startup.mark = note
+    startup.mark = note  # type: ignore[assignment]
     from job import train
 
     train.runtime.entry(train.main)
