@@ -262,7 +262,8 @@ def _printed(text: str) -> Values:
         found[key] = next((line[key] for line in lines if key in line), None)
     epochs = [line for line in lines if "images_per_second" in line]
     found["images_per_second"] = [line["images_per_second"] for line in epochs[1:]]
-    found["validation_seconds"] = [line["validation_seconds"] for line in epochs[1:] if "validation_seconds" in line]
+    validations = [line["validation_seconds"] for line in lines if "validation_seconds" in line]
+    found["validation_seconds"] = validations[1:]
     found["losses"] = [line["loss"] for line in epochs if "loss" in line]
     return found
 

@@ -120,13 +120,10 @@ def main() -> None:
                 say(first_step=time.time())
                 first = False
         trained = time.perf_counter()
-        correct = sum(int((predicted == labels).sum()) for predicted, labels in predictions(validation))
-        say(
-            images_per_second=len(dataset.train) / (trained - began),
-            loss=total / len(train),
-            validation_accuracy=correct / max(1, len(dataset.validation)),
-            validation_seconds=time.perf_counter() - trained,
-        )
+        say(images_per_second=len(dataset.train) / (trained - began), loss=total / len(train))
+        if len(dataset.validation):
+            correct = sum(int((predicted == labels).sum()) for predicted, labels in predictions(validation))
+            say(validation_accuracy=correct / len(dataset.validation), validation_seconds=time.perf_counter() - trained)
     right, counted = dict.fromkeys(dataset.classes, 0), dict.fromkeys(dataset.classes, 0)
     for predicted, labels in predictions(test):
         for guess, label in zip(predicted, labels, strict=True):
