@@ -336,6 +336,8 @@ class Trainer:
             vgg.collapse(model)
         else:
             vgg.use_matrix_pool(model)
+        if isinstance(model, models.SimpleCNN):
+            model.lanes = choices.lanes
         if choices.small_convolutions:
             vgg.use_small_convolutions(model)
         if saved is not None:
