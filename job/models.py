@@ -177,5 +177,5 @@ def digest(state: dict[str, Tensor]) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Numbers that training changes; a weight that stands for ``copies`` of its size counts as them."""
+    return sum(p.numel() * getattr(p, "copies", 1) for p in model.parameters() if p.requires_grad)

@@ -121,12 +121,14 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
 
     def build() -> str:
         nonlocal model
-        from job import models
+        from job import models, vgg
 
         classes, size = (len(dataset.classes), dataset.train.images.shape[-1]) if dataset else (10, 32)
         model = models.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
         models.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
+        if vgg.collapses(settings, model, size):
+            vgg.collapse(model)  # what is trained, and kept in checkpoints
         return f"{settings.model.name}, {models.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]
@@ -201,7 +203,7 @@ def _processes(settings: Config, shape: Shape) -> str:
 
 
 def _plan(settings: Config, shape: Shape, images: int) -> str:
-    from job.trainer import learning_rate
+    from job.optimizers import learning_rate
 
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import command_line, config
+from job import command_line, config, startup
 from job.config import BAD_INPUT, UserError
 
 if TYPE_CHECKING:
@@ -226,12 +226,13 @@ def start(
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
+    startup.mark("torch and accelerate")
     cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
     # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
-    if deterministic and settings.compile != "none":
+    if deterministic and settings.compile == "default":
         torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
     else:
         torch.set_deterministic_debug_mode("error" if deterministic else "default")

@@ -30,7 +30,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, config, run_directory, runtime
+from job import command_line, config, run_directory, runtime, startup
 from job.config import PREEMPTED, Config
 from job.runtime import Runtime
 
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     runtime.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
+    startup.mark("interpreter and settings")
     with preemption.while_ranks_meet(PREEMPTED):
         place = runtime.start(
             settings.runtime,
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
             one_thread=settings.train.gradient_shards is not None,
         )
     settings.parts(place.world_size)
+    startup.mark("process group")
     from job.console import Console
 
     console = Console(quiet=not place.is_rank_zero)
@@ -101,8 +103,9 @@ def _train(
     dataset = place.guarded(lambda: datasets.load(settings.data, settings.train.seed))
     assert dataset is not None
     console.say(_describe_data(dataset))
+    startup.mark("data")
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
-    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
+    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
     preemption.attach(
@@ -112,9 +115,12 @@ def _train(
         maximum=place.maximum if place.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer))
+    startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
+        startup.mark("trackers")
+        console.say(f"ready after {startup.summary()}")
         predictions = trainer.run()
         result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
@@ -137,7 +143,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
     from job import checkpoint, evaluation, models, samples
 
     dataset = trainer.dataset
-    checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
+    checkpoint.save_weights(directory.path / "model.safetensors", trainer.final_weights())
     checkpoint.save_weights(
         directory.path / "predictions.safetensors",
         {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
@@ -151,7 +157,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
-        parameters=models.count_parameters(trainer.plain_model),
+        parameters=models.count_parameters(trainer.model),
         data=dataset.fingerprint,
     )
     directory.finish(result)
@@ -263,9 +269,9 @@ def _describe_plan(trainer: Trainer) -> str:
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
     return (
-        f"{settings.model.name}: {count_parameters(trainer.plain_model):,} parameters, {settings.runtime.precision}; "
+        f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
         f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}"
+        f"{settings.train.batch_size}{went_on}\nhow: {trainer.choices}"
     )
 
 

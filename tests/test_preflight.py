@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import run_job
 
-from job import checkpoint, footprint, models, preflight, trainer
+from job import checkpoint, footprint, models, optimizers, preflight
 from job.config import Checkpoint, Config, Data, Model, Optimizer, Run, Train, UserError
 from job.preflight import Check, Shape
 
@@ -62,7 +62,7 @@ def test_a_directory_that_cannot_be_written_is_a_problem(cache: Path, tmp_path: 
 def test_the_expected_size_of_a_checkpoint_is_that_of_a_real_one(tmp_path: Path, optimizer: str) -> None:
     config = settings(tmp_path, optimizer=Optimizer(name=optimizer))  # type: ignore[arg-type]
     model = models.build(config.model, classes=10, image_size=32, seed=1)
-    made = trainer.make_optimizer(config.optimizer, model)
+    made = optimizers.make_optimizer(config.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
     made.step()

@@ -6,13 +6,14 @@ that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
 the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
-Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
+Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's loss), inf (a gradient), slow (wait
 a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import os
@@ -31,7 +32,7 @@ import torch
 from forked import say_to
 from torch import nn
 
-from job import checkpoint, evaluation, models, runtime, train, trainer
+from job import checkpoint, evaluation, files, models, runtime, train, trainer
 from job.batches import Batches, Part
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
@@ -50,7 +51,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
         return [fault["do"] for fault in due if not act(fault["do"], point)]
 
     step, predictions = trainer.Trainer._step, Batches.evaluation
-    run, write, replace = trainer.Trainer.run, checkpoint._write_file, Path.replace
+    run, write, replace = trainer.Trainer.run, files.write_file, Path.replace
 
     def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
         come_to("start")
@@ -59,9 +60,9 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     def injected_step(self: trainer.Trainer, parts: list[Part]) -> torch.Tensor:
         doing = come_to("step", self.progress.step + 1)
         if "nan" in doing:
-            parts[0].images.fill_(float("nan"))
+            parts = [dataclasses.replace(parts[0], weight=float("nan")), *parts[1:]]
         if "inf" in doing:
-            weight = next(self.plain_model.parameters())
+            weight = next(self.model.parameters())
             handle = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
         total = step(self, parts)
         if "inf" in doing:
@@ -88,7 +89,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     trainer.Trainer._step = injected_step  # type: ignore[method-assign]
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
-    checkpoint._write_file = injected_write
+    files.write_file = injected_write
     train._report = lambda *_: None  # seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
