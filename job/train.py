@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
             static_graph=settings.train.gradient_accumulation == 1,
             one_thread=settings.train.gradient_shards is not None,
         )
-    settings.parts(place.world_size)
+    # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
+    place.guarded(lambda: settings.parts(place.world_size))
     startup.mark("process group")
     from job.console import Console
 
