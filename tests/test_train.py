@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -240,18 +241,21 @@ def test_accelerate_launch_with_the_cpu_launch_file_forms_one_group_of_two(small
     assert finished.stdout.count("epoch 1/1") == 1
 
 
-def test_vgg16_trains_from_given_weights_on_two_processes(small: list[str], tmp_path: Path) -> None:
+def test_vgg16_trains_from_given_weights_on_two_processes(pictures: Path, tmp_path: Path) -> None:
     """A dozen images and one step: 134 million parameters are slow on a CPU."""
+    for path in pictures.glob("*/*/000[0-3].png"):
+        (tmp_path / path.relative_to(pictures)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(pictures))
     finished = run_job(
         "train.py",
-        *("--config", REPOSITORY / "configs/vgg16.yaml", *small, "--model.weights=null", "--train.epochs=1"),
-        *("--data.validation=0.97", "--train.batch_size=12", "--checkpoint.every_epochs=null"),
-        f"--run.dir={tmp_path / 'run'}",
+        *("--config", REPOSITORY / "configs/vgg16.yaml", "--data.source=folder", f"--data.root={tmp_path}"),
+        *("--model.weights=null", "--train.epochs=1", "--data.validation=0", "--train.batch_size=12"),
+        *("--checkpoint.every_epochs=null", "--run.trackers=[]", f"--run.dir={tmp_path / 'run'}"),
         processes=2,
     )
     assert finished.returncode == 0, finished.stderr
     assert "vgg16: 134,272,835 parameters, fp32" in finished.stdout
-    assert read(tmp_path / "run" / "evaluation.json")["images"] == 103
+    assert read(tmp_path / "run" / "evaluation.json")["images"] == 12
 
 
 @pytest.mark.parametrize(

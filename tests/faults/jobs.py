@@ -185,7 +185,8 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def checkpoints(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    """Those that stand, whole or damaged; not what a killed process was still writing."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.startswith("."))
 
 
 def sha256(path: Path) -> str:
