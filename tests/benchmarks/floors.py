@@ -19,14 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from reference import network
 from torch import Tensor, nn
-
-from job import models
 
 
 def machine(seconds: float) -> dict[str, float | str]:
@@ -68,7 +67,7 @@ def needs() -> dict[str, dict[str, float]]:
     layer at 512 inputs: at this size the other 48 copies of each see the same values.
     """
     with torch.device("meta"):  # shapes are enough
-        found = {name: _count(models.BUILDERS[name](10)) for name in ("simple_cnn", "vgg16")}
+        found = {name: _count(network(name, 10)) for name in ("simple_cnn", "vgg16")}
     collapsed = dict(found["vgg16"])
     less = 48 * 512 * 4096
     for key, times in (("forward", 1), ("training", 3), ("parameters", 1)):

@@ -32,8 +32,8 @@ def checked(record: Record) -> Table:
     return Table(
         "The model against this machine",
         """ms a step: jobs without exchange, plus an all-reduce of the gradients by the formula below with this
-        machine's latency and bandwidth; on a CPU nothing hides it. The rest is what DistributedDataParallel itself
-        takes.""",
+        machine's latency and bandwidth; on a CPU nothing hides it. The rest is what exchanging takes
+        besides.""",
         ["network", "way", "processes", "compute", "exchange", "predicted", "measured", "apart"],
         rows,
     )

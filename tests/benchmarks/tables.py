@@ -105,11 +105,12 @@ def _processes(record: Record) -> Table:
     for model in NETWORKS:
         base = figure(find(record, "training", model=model, precision="fp32", loop=OURS), "rate")
         if base.values and find(record, "processes", model=model):
-            chosen = record["machine"]["threads"] or "all"
+            chosen = record["machine"]["threads"]
+            label = f"one process, {chosen or 'all'} thread{'s' if chosen != 1 else ''}"
             rows.append(
                 [
                     NETWORKS[model],
-                    f"one process, {chosen} thread{'s' * (chosen != 1)}",
+                    label,
                     "1",
                     "128",
                     str(base),
@@ -235,7 +236,7 @@ def _exactness(record: Record) -> Table:
         rows.append([NETWORKS[model], str(len(own)), first, *within, f"{max(apart):.1e}", accuracy])
     return Table(
         "The same numbers",
-        """The job in fp32 beside a plain loop over the same batches, with the tutorial's network, or torchvision's VGG16,
+        """The job in fp32 beside a plain loop over the same batches, with the tutorial's network or torchvision's VGG16
         in contiguous memory and torch's default Adam: by what share losses are apart, at most. Rounding is 6e-08;
         training amplifies it.""",
         ["network", "steps", "first losses", "step 1", "in 3", "in 20", "in 100", "in all", "test accuracy"],
