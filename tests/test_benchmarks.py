@@ -21,7 +21,7 @@ BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 
 def test_a_quick_run_leaves_a_record_and_the_page_of_that_record(tmp_path: Path, small: list[str]) -> None:
     record_file = tmp_path / "record.json"
-    chosen = "training: simple_cnn fp32|floors: machine"
+    chosen = "training: simple_cnn fp32|start-up|floors: machine"
     command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--only", chosen, "--threads", "1"]
     apart = [part for word in small for part in word.split("=")]  # as people write them
     finished = subprocess.run(
@@ -30,7 +30,10 @@ def test_a_quick_run_leaves_a_record_and_the_page_of_that_record(tmp_path: Path,
     assert finished.returncode == 0, finished.stderr
     record = json.loads(record_file.read_text())
     samples = {sample["loop"]: sample for sample in record["samples"]}
-    assert set(samples) == {"reference loop", "rankzero"}, record["left_out"]
+    assert set(samples) == {"reference loop", "rankzero", "python job/train.py"}, finished.stdout
+    reached = list(samples.pop("python job/train.py")["values"]["reached"].values())
+    assert reached == sorted(reached)
+    assert len(reached) > 5
     assert record["data"]["train"] == 344
     assert record["data"]["test"] == 103
     assert record["machine"]["cores"] > 0

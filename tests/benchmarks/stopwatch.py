@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import sys
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ STARTED = time.time()
 BEGAN = float(os.environ.get("BENCHMARK_BEGAN", STARTED))
 STEPS = 20
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY)]
 
 reached: dict[str, float] = {}
 
@@ -63,6 +65,4 @@ if __name__ == "__main__":
     from job import startup
 
     startup.mark = note  # type: ignore[assignment]
-    from job import train
-
-    train.runtime.entry(train.main)
+    runpy.run_path(str(REPOSITORY / "job" / "train.py"), run_name="__main__")
