@@ -262,7 +262,6 @@ def test_vgg16_trains_from_given_weights_on_two_processes(pictures: Path, tmp_pa
     ("launch", "says"),
     [
         (["--cpu", "--num_processes", "2"], "2 processes were asked for and 1 started"),
-        (["--multi_gpu", "--num_processes", "2"], "2 GPUs were asked for on"),
         (["--config_file", str(REPOSITORY / "launch/multi_gpu.yaml")], "2 GPUs were asked for on"),
         (["--config_file", str(REPOSITORY / "launch/single_gpu.yaml")], "1 GPU was asked for on"),
     ],
