@@ -29,6 +29,8 @@ class Choices:
     pictures_on_device: bool
     collapsed: bool
     """VGG's first fully connected layer is trained as the sum of its 49 equal parts (``job.vgg``)"""
+    lanes: int
+    """SimpleCNN's channels are filled up to a multiple of this"""
     small_convolutions: bool
     """VGG's convolutions of small feature maps are matrix products"""
     graphs: bool
@@ -40,6 +42,7 @@ class Choices:
     def __str__(self) -> str:
         said = ["pictures on the device" if self.pictures_on_device else "pictures in host memory"]
         said += ["channels-last", "fused optimizer"]
+        said += [f"channels in multiples of {self.lanes}"] if self.lanes > 1 else []
         said += ["one for the 49 equal parts of the first fully connected layer"] if self.collapsed else []
         said += ["small convolutions as matrix products"] if self.small_convolutions else []
         said += ["steps as CUDA graphs"] if self.graphs else []
@@ -67,10 +70,10 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.d
         lacking = [need for need, met in needs.items() if not met]
         remark = f"no CUDA graphs, which need {lacking[0]}" if lacking else ""
     graphs = settings.runtime.compile == "graphs" and not remark
-    collapsed = vgg.collapses(settings, model, dataset.train.images.shape[-1])
     return Choices(
         pictures_on_device=on_device,
-        collapsed=collapsed,
+        collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
+        lanes=8 if not cuda and settings.model.name == "simple_cnn" else 1,
         small_convolutions=not cuda and settings.model.name in ("vgg16", "vgg16_bn"),
         graphs=graphs,
         exchange=_exchange(settings, model, world_size, graphs=graphs),

@@ -17,7 +17,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, runtime
+from job import command_line, failures, runtime
 from job.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -115,4 +115,4 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

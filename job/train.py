@@ -30,7 +30,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, config, run_directory, runtime, startup
+from job import command_line, config, failures, launched, run_directory, runtime, startup
 from job.config import PREEMPTED, Config
 from job.runtime import Runtime
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
         return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
-    runtime.die_with_launcher()
+    launched.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
     startup.mark("interpreter and settings")
     with preemption.while_ranks_meet(PREEMPTED):
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
+    path = run_directory.choose(settings.run.dir, launched.run_name(name), same_job=launched.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
 
@@ -112,7 +112,7 @@ def _train(
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
-        end_time=runtime.end_time(),
+        end_time=launched.end_time(),
         maximum=place.maximum if place.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer))
@@ -135,7 +135,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     try:
         return _write_results(trainer, directory, predictions)
     except OSError as error:
-        raise runtime.FailedError(
+        raise failures.FailedError(
             f"the results cannot be written ({error.strerror}); training is done, and saved"
         ) from None
 
@@ -172,7 +172,7 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
         report.write(directory.path)
     except Exception as error:
-        console.warn(f"no report ({runtime.first_line(error)}); `python job/report.py {directory.path}` tries again")
+        console.warn(f"no report ({failures.first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
@@ -204,22 +204,22 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, runtime.FailedError):
+    if isinstance(error, failures.FailedError):
         message = str(error)
-    elif runtime.out_of_memory(error):
+    elif failures.out_of_memory(error):
         message = (
             f"out of memory on rank {place.rank} with train.batch_size={settings.train.batch_size} on "
             f"{place.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
         )
         run_directory.leave_failure(path, place.rank, message)
-    elif runtime.lost_contact(error):
+    elif failures.lost_contact(error):
         # Whoever failed first says more; give it a moment to say so.
         time.sleep(1.0 if place.is_rank_zero else 0.0)
-        message = f"lost contact with another process: it was killed, crashed or hangs ({runtime.first_line(error)})"
+        message = f"lost contact with another process: it was killed, crashed or hangs ({failures.first_line(error)})"
         if directory is not None:
             message = directory.first_failure() or message
     else:
-        message = f"rank {place.rank} failed: {type(error).__name__}: {runtime.first_line(error)}"
+        message = f"rank {place.rank} failed: {type(error).__name__}: {failures.first_line(error)}"
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
@@ -227,7 +227,7 @@ def _failed(
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
-    return runtime.FAILED
+    return failures.FAILED
 
 
 def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -277,4 +277,4 @@ def _describe_plan(trainer: Trainer) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

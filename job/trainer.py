@@ -20,10 +20,11 @@ from job.choices import Choices, choose
 from job.config import Config, UserError
 from job.console import Console
 from job.datasets import Dataset, placed
+from job.failures import DivergedError, FailedError
 from job.optimizers import learning_rate
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
-from job.runtime import DivergedError, FailedError, Runtime
+from job.runtime import Runtime
 from job.step import Step
 
 
@@ -336,6 +337,8 @@ class Trainer:
             vgg.collapse(model)
         else:
             vgg.use_matrix_pool(model)
+        if isinstance(model, models.SimpleCNN):
+            model.lanes = choices.lanes
         if choices.small_convolutions:
             vgg.use_small_convolutions(model)
         if saved is not None:

@@ -32,7 +32,7 @@ import torch
 from forked import say_to
 from torch import nn
 
-from job import checkpoint, evaluation, files, models, runtime, train, trainer
+from job import checkpoint, evaluation, failures, files, launched, models, train, trainer
 from job.batches import Batches, Part
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
@@ -42,7 +42,7 @@ WAITS = {"slow": 0.1, "hang": 60}
 
 def install(faults: list[dict[str, Any]], network: str = "") -> None:
     """Put ``faults`` in place, in this process."""
-    mine = [fault for fault in faults if fault.get("rank", 0) in (None, runtime.launch_rank())]
+    mine = [fault for fault in faults if fault.get("rank", 0) in (None, launched.launch_rank())]
     times: Counter[str] = Counter()
 
     def come_to(point: str, n: int | None = None) -> list[str]:
@@ -142,7 +142,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def main() -> None:
     install(json.loads(os.environ.get("FAULTS", "[]")), os.environ.get("NETWORK", ""))
-    runtime.entry(train.main)
+    failures.entry(train.main)
 
 
 if __name__ == "__main__":
