@@ -206,7 +206,7 @@ def start(
                 dynamo_backend="no",
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 kwargs_handlers=[
-                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said", and gloo's then is 1,800.
+                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
                     InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
                     DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
                 ],
