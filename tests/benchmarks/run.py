@@ -126,7 +126,7 @@ def _sample(case: Case, machine: Machine, turn: int, record: dict[str, Any]) -> 
     record["samples"].append({**kept, "round": turn + 1, **used, "values": values})
     rates = values.get("images_per_second")
     rate = f"{statistics.median(rates):,.0f} images/s, " if rates else ""
-    noise = "; not counted: the machine was busy with other work" if taken.noisy else ""
+    noise = f"; not counted: others used {taken.foreign_cores:.2f} cores" if taken.noisy else ""
     print(f"{case.name}: {rate}{taken.wall_seconds:.1f} s{noise}", flush=True)
 
 
