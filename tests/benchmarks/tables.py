@@ -173,8 +173,8 @@ def _start(record: Record) -> Table:
             rows.append([label, "**command to first step**", str(first), first.spread])
     return Table(
         "Start-up",
-        """Seconds from the command until the first step is done, with the pictures decoded before. The interpreter's
-        line has the launcher in it.""",
+        """Seconds from the command until the first step is done, with the pictures decoded before. What comes
+        before the script begins is the launcher.""",
         ["started as", "stage", "seconds", "lowest to highest"],
         rows,
     )
