@@ -1,4 +1,5 @@
 # make run: train on the embedded data set.  make test: the whole suite.  Both set up what they need first.
+# make bench BENCH_ARGS="...": measure on this machine, for half an hour, and write docs/performance.md.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -25,7 +26,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/loops.py
+	$(BIN)/python tests/benchmarks/run.py $(BENCH_ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -148,12 +148,18 @@ def address(*parts: object) -> int:
 
 
 def start(
-    settings: config.Runtime, *, deterministic: bool, static_graph: bool = False, one_thread: bool = False
+    settings: config.Runtime,
+    *,
+    deterministic: bool,
+    static_graph: bool = False,
+    one_thread: bool = False,
+    meeting: contextlib.AbstractContextManager[None] | None = None,
 ) -> Runtime:
     """Form the process group that was asked for, on the device that was asked for.
 
     ``static_graph``: each backward pass is followed by an optimizer step. ``one_thread``: use one CPU thread unless
-    told otherwise, since sums over threads differ in their last bits with the number of threads.
+    told otherwise, since sums over threads differ in their last bits with the number of threads. ``meeting`` is entered
+    while processes wait for each other.
 
     Raises UserError when fewer processes came than were asked for, or when the device is not there.
     """
@@ -192,25 +198,26 @@ def start(
         _keep_freed_memory()
     patience = datetime.timedelta(seconds=settings.timeout)
     try:
-        accelerator = Accelerator(
-            cpu=cpu,
-            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-            # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
-            dynamo_backend="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                # A millionth more: accelerate takes 600 s, NCCL's default, for "not said", and gloo's then is 1,800.
-                InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
-            ],
-        )
-        set_up_group: Any = None
-        control_group: Any = None
-        if accelerator.num_processes > 1:
-            set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-            # Only now: a day would also be the time that ranks wait for one that died while they met.
-            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-            set_timeout(datetime.timedelta(days=1), set_up_group)
+        with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+                # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+                dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
+                    InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
+                ],
+            )
+            set_up_group: Any = None
+            control_group: Any = None
+            if accelerator.num_processes > 1:
+                set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+                # Only now: a day would also be the time that ranks wait for one that died while they met.
+                set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+                set_timeout(datetime.timedelta(days=1), set_up_group)
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise FailedError(

@@ -52,13 +52,13 @@ def main(argv: list[str]) -> int:
     launched.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
     startup.mark("interpreter and settings")
-    with preemption.while_ranks_meet(PREEMPTED):
-        place = runtime.start(
-            settings.runtime,
-            deterministic=settings.train.deterministic,
-            static_graph=settings.train.gradient_accumulation == 1,
-            one_thread=settings.train.gradient_shards is not None,
-        )
+    place = runtime.start(
+        settings.runtime,
+        deterministic=settings.train.deterministic,
+        static_graph=settings.train.gradient_accumulation == 1,
+        one_thread=settings.train.gradient_shards is not None,
+        meeting=preemption.while_ranks_meet(PREEMPTED),
+    )
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
     place.guarded(lambda: settings.parts(place.world_size))
     startup.mark("process group")
