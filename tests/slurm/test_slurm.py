@@ -269,7 +269,16 @@ def test_a_job_that_cannot_even_begin_is_not_queued_again(site: Site) -> None:
 
 
 def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
-    overrides = ["--check", "--model.weights", "null", "--data.source", "shapes10", *ON_CPU]
+    overrides = [
+        "--check",
+        "--model.name",
+        "simple_cnn",
+        "--model.weights",
+        "null",
+        "--data.source",
+        "shapes10",
+        *ON_CPU,
+    ]
     job = site.submit("--nodes=2", "--gpus-per-node=1", script="vgg16.sh", overrides=overrides)
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
     assert "2 on CPUs, 64 of the global batch of 128 each" in site.log(job, "vgg16")
