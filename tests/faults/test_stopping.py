@@ -124,8 +124,10 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
     settings, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
+    longer = ("--train.epochs", "6")  # on a busy machine many steps go by until a signal has come through the launcher
+    arguments = [*settings, *longer]
     # A signal to all is one that the launcher forwards to those who had it already.
-    job = launched(2, settings, run, tmp_path / "out-0")
+    job = launched(2, arguments, run, tmp_path / "out-0")
     trains(job, run, 5)
     for pid in job.processes:
         os.kill(pid, signal.SIGINT)
@@ -134,7 +136,7 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
     # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
     for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM), 1):
         before = status(run)["step"]
-        job = launched(2, settings, run, tmp_path / f"out-{attempt}")
+        job = launched(2, arguments, run, tmp_path / f"out-{attempt}")
         trains(job, run, before + 5)
         assert len(job.processes) == 3
         os.kill(job.process.pid, number)
@@ -142,9 +144,9 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
         job.all_end()
         assert status(run)["state"] == "preempted", job.output
         assert status(run)["step"] > before
-    job = launched(2, settings, run, tmp_path / "out-last")
+    job = launched(2, arguments, run, tmp_path / "out-last")
     assert job.wait() == 0, job.output
-    same(run, undisturbed(processes=2))
+    same(run, undisturbed(*longer, processes=2))
 
 
 def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings, undisturbed, same, tmp_path) -> None:
