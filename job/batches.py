@@ -41,7 +41,11 @@ class Batches:
         self._device = device
         self._rank, self._world_size = rank, world_size
         self._moves = _Moves(settings.augment, self._pictures)
-        self._scale, self._shift = normalisation(settings, device)
+        # For each value of a picture, as it lies: a product of long rows is six times faster than one by channels.
+        self._scale, self._shift = (
+            factor.expand(-1, -1, *split.images.shape[2:]).permute(0, 2, 3, 1).reshape(1, -1)
+            for factor in normalisation(settings, device)
+        )
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -83,8 +87,9 @@ class Batches:
             yield mine[part], self._normalised(images), self._to_device(self._labels[rows[part]])
 
     def _normalised(self, pictures: Tensor) -> Tensor:
-        images = self._to_device(pictures).permute(0, 3, 1, 2)  # [b, 3, H, W] in channels-last memory
-        return torch.addcmul(self._shift, images, self._scale)
+        values = self._to_device(pictures).flatten(1).float()
+        images = torch.addcmul(self._shift, values, self._scale).view(pictures.shape)
+        return images.permute(0, 3, 1, 2)  # [b, 3, H, W] in channels-last memory
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == self._device.type:

@@ -35,9 +35,9 @@ class Step:
     ) -> None:
         self.settings, self.model, self.batches, self.runtime = settings, model, batches, runtime
         self.exchange = choices.exchange
-        self.optimizer = runtime.accelerator.prepare_optimizer(
-            optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
-        )
+        self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
+        # Only fp16 needs accelerate's own step and backward pass: they look for packages on the disk each time.
+        self._scaled = runtime.accelerator.prepare_optimizer(self.optimizer) if runtime.accelerator.scaler else None
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._half = settings.runtime.gradients == "bf16"
@@ -63,7 +63,7 @@ class Step:
 
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
-        optimizers.set_learning_rate(self.optimizer.optimizer, rate)
+        optimizers.set_learning_rate(self.optimizer, rate)
         graphs = self._graphs if self._graphs is not None and self._graphs.take(parts) else None
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
@@ -96,15 +96,20 @@ class Step:
         loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.runtime.world_size if self.exchange == "overlapped" else 1
-        self.runtime.accelerator.backward(loss * ranks if ranks > 1 else loss)
+        whole = loss * ranks if ranks > 1 else loss
+        if self._scaled is None:
+            whole.backward()
+        else:
+            self.runtime.accelerator.backward(whole)
         return loss.detach().double()
 
     def update(self) -> None:
         """Move the weights by their gradient."""
         if self.settings.train.clip_norm is not None:
-            self.runtime.accelerator.unscale_gradients(self.optimizer)
+            if self._scaled is not None:
+                self.runtime.accelerator.unscale_gradients(self._scaled)
             optimizers.clip(self._parameters, self.settings.train.clip_norm)
-        self.optimizer.step()
+        (self._scaled or self.optimizer).step()
 
     def _taken(self) -> Tensor:
         """The gradient of all parameters, flat [p] in the order of memory, and none left behind."""

@@ -86,7 +86,7 @@ class Trainer:
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
         self.step = Step(settings, self.model, self.batches["train"], runtime, self.choices, console.warn)
-        self.optimizer: torch.optim.Optimizer = self.step.optimizer.optimizer
+        self.optimizer = self.step.optimizer
         self.progress = Progress()
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
