@@ -1,8 +1,11 @@
 # make run: train on the embedded data set.  make test: the whole suite.  Both set up what they need first.
+# make bench BENCH_ARGS="...": measure on this machine, for half an hour, and write docs/performance.md.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A file's tests stay in one process: they share what they launched. More than four only wait for each other's jobs.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: run test lint format bench clean
 .DELETE_ON_ERROR:
@@ -11,7 +14,7 @@ run: $(READY)
 	$(BIN)/python job/train.py --config configs/quickstart.yaml
 
 test: $(READY)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -23,7 +26,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/loops.py
+	$(BIN)/python tests/benchmarks/run.py $(BENCH_ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -8,7 +8,6 @@ World size is no part of it: positions count images, and only rank zero reads or
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from job import files
 from job.config import UserError
 
 FORMAT = 1
@@ -187,20 +187,20 @@ def write(directory: Path, state: State) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        files = {}
+        written = {}
         for name, tensors in (("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)):
-            files[name] = _write_safetensors(temporary / name, tensors)
+            written[name] = _write_safetensors(temporary / name, tensors)
             reached(name)
         text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
-        files["trainer.json"] = _write_file(temporary / "trainer.json", [text.encode()])
+        written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
         reached("trainer.json")
-        _write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": files}, indent=1).encode()])
+        files.write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": written}, indent=1).encode()])
         reached(MANIFEST)
-        flush_directory(temporary)
+        files.flush_directory(temporary)
         reached("before rename")
         temporary.rename(final)
         reached("after rename")
-        flush_directory(directory)
+        files.flush_directory(directory)
         return final
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -215,12 +215,12 @@ def read(path: Path) -> State:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         number = manifest["format"]
-        files = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
+        listed = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError("its manifest is damaged") from None
-    for name, (size, digest) in files.items():
+    for name, (size, digest) in listed.items():
         try:
             found = (path / name).stat().st_size
         except FileNotFoundError:
@@ -241,46 +241,16 @@ def read(path: Path) -> State:
     return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file so that readers, and a crash, see the old content or the new."""
-    temporary = _beside(path)
-    try:
-        _write_file(temporary, [text.encode()])
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one safetensors file, whole or not at all."""
-    temporary = _beside(path)
+    temporary = files.beside(path)
     try:
         _write_safetensors(temporary, _to_host(tensors))
         temporary.replace(path)
-        flush_directory(path.parent)
+        files.flush_directory(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def remove_left_overs(directory: Path) -> None:
-    """Remove what a process that was killed had written beside. Nobody else may be writing in ``directory``."""
-    for path in directory.glob(".*.*"):
-        if path.suffix[1:].isdigit():
-            path.unlink(missing_ok=True)
-
-
-def flush_directory(path: Path) -> None:
-    """Make renames in ``path`` outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems know no such thing
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -302,13 +272,6 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(order[parameter], {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _beside(path: Path) -> Path:
-    """Where ``path`` is written before it is renamed. In a container the next process has the same number."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    return temporary
 
 
 def _name(state: State) -> str:
@@ -357,19 +320,4 @@ def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]
         offset += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
-    return _write_file(path, [len(text).to_bytes(8, "little"), text, *contents])
-
-
-def _write_file(path: Path, contents: list[bytes | memoryview]) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    with open(path, "xb", buffering=0) as file:
-        for content in contents:
-            view = memoryview(content)
-            while len(view):  # one call writes at most 2 GiB
-                chunk = view[: 1 << 26]
-                written = file.write(chunk)
-                digest.update(chunk[:written])
-                size += written
-                view = view[written:]
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return files.write_file(path, [len(text).to_bytes(8, "little"), text, *contents])

@@ -23,7 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from job import comparison, figures, page, results, runtime, theme
+from job import comparison, failures, figures, page, results, theme
 from job.command_line import Arguments
 from job.comparison import Finished
 from job.config import UserError
@@ -208,4 +208,4 @@ def _p(value: float) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

@@ -146,7 +146,9 @@ class Runtime:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """arithmetic of the network; weights and optimizer stay in fp32"""
     compile: Literal["none", "default", "graphs"] = "none"
-    """none, torch.compile, or torch.compile with CUDA graphs (GPU only)"""
+    """none; default: torch.compile, which takes its time first; graphs: the step's kernels as CUDA graphs (GPU only)"""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
     data_on: Literal["auto", "device", "host"] = "auto"
     """where the pictures lie; auto: on the device if they take less than half of its free memory"""
     threads: int | None = None
@@ -215,6 +217,8 @@ class Config:
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
+        if self.train.gradient_shards and self.runtime.gradients != "fp32":
+            raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
         if self.train.gradient_shards and self.model.name == "vgg16_bn":
             raise UserError(
                 "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"

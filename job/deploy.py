@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from job import checkpoint, evaluate, models, runtime
+from job import checkpoint, evaluate, files, models, runtime
 from job.batches import normalisation
 from job.config import Config, UserError
 from job.results import read_json
@@ -73,17 +73,17 @@ def export(model: Classifier, into: Path) -> list[Path]:
         "program": "model.pt2 takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself",
         "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},
     }
-    files = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
+    paths = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
     try:
         into.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_weights(files[0], model.network.state_dict())
-        checkpoint.write_whole(files[1], json.dumps(about, indent=1) + "\n")
+        checkpoint.save_weights(paths[0], model.network.state_dict())
+        files.write_whole(paths[1], json.dumps(about, indent=1) + "\n")
         dynamic = {"pixels": {0: torch.export.Dim("pictures", min=1)}}
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), files[2])
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), paths[2])
     except OSError as error:
         raise UserError(f"{into} cannot be written ({error.strerror})", "give another directory to --export") from None
-    _check(model, *files)
-    return files
+    _check(model, *paths)
+    return paths
 
 
 def _check(model: Classifier, weights: Path, about: Path, program: Path) -> None:

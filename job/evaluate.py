@@ -17,7 +17,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, runtime
+from job import command_line, failures, runtime
 from job.config import Config, UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
 
     Raises UserError when there are no weights yet, or when they are of other classes.
     """
-    from job import checkpoint, models
+    from job import checkpoint, models, vgg
 
     path = run / "model.safetensors"
     if path.is_file():
@@ -91,7 +91,7 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
         saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
         if saved is None:
             raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-        state, source = saved.model, f"step-{saved.trainer['step']:08d}"
+        state, source = vgg.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
     model = build(settings, classes)
     models.load_state_dict(model, state, name=f"weights of {run}")
     return model, source
@@ -106,7 +106,7 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    from job.checkpoint import write_whole
+    from job.files import write_whole
 
     try:
         write_whole(path, json.dumps(result, indent=1) + "\n")
@@ -115,4 +115,4 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

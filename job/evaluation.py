@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.batches import Batches
+from job.choices import EVALUATION_BATCH
 from job.runtime import Runtime
 
 
@@ -58,7 +59,7 @@ def predict(
     was_training = model.training
     model.eval()
     with torch.inference_mode(), runtime.accelerator.autocast():
-        for positions, images, truth in batches.evaluation(2000 if runtime.device.type == "cuda" else 500):
+        for positions, images, truth in batches.evaluation(EVALUATION_BATCH[runtime.device.type]):
             if len(positions):
                 logits = model(images).float()  # [b, classes]
                 confidence, predicted = logits.softmax(1).max(1)

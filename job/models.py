@@ -26,6 +26,10 @@ class SimpleCNN(nn.Module):
     Takes [b, 3, 32, 32] floats, gives [b, classes] logits.
     """
 
+    lanes = 1
+    """the six channels between the convolutions are filled up with zeros to a multiple of this: vector units take eight
+    at once, and six are slower"""
+
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 6, 5)
@@ -35,9 +39,14 @@ class SimpleCNN(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        weight1, bias1, weight2 = self.conv1.weight, self.conv1.bias, self.conv2.weight
+        if zeros := -len(weight1) % self.lanes:
+            assert bias1 is not None
+            weight1, bias1 = F.pad(weight1, (0, 0, 0, 0, 0, 0, 0, zeros)), F.pad(bias1, (0, zeros))
+            weight2 = F.pad(weight2, (0, 0, 0, 0, 0, zeros))
         # ReLU after the pool gives the same values as before it, on a quarter of the elements.
-        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [b, 6, 14, 14]
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [b, 16, 5, 5]
+        x = F.relu(F.max_pool2d(F.conv2d(images, weight1, bias1), 2))  # [b, 6, 14, 14]
+        x = F.relu(F.max_pool2d(F.conv2d(x, weight2, self.conv2.bias), 2))  # [b, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
         logits: Tensor = self.fc3(x)
@@ -177,5 +186,5 @@ def digest(state: dict[str, Tensor]) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training changes."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    """Numbers that training changes; a weight that stands for ``copies`` of its size counts as them."""
+    return sum(p.numel() * getattr(p, "copies", 1) for p in model.parameters() if p.requires_grad)

@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from job import imaging, runtime
+from job import failures, imaging
 from job.command_line import Arguments
 from job.config import UserError
 from job.imaging import Encoded
@@ -59,11 +59,11 @@ def main(argv: list[str]) -> int:
         for path in deploy.export(model, options.export):
             print(f"wrote {path}", file=sys.stderr)
     width = min(max((len(name) for name in names), default=0), 60)
-    failures = 0
+    unread = 0
     for batch, pixels, reasons in read(names, model.size, options.batch):
         probabilities = iter(model.probabilities(pixels, place))
         for name, reason in zip(batch, reasons, strict=True):
-            failures += reason is not None
+            unread += reason is not None
             if reason is not None:
                 print(f"error: {name}: {reason}", file=sys.stderr)
             found = None if reason is not None else dict(zip(model.classes, next(probabilities).tolist(), strict=True))
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
                 print(json.dumps(_record(name, found, reason)), flush=True)
             elif found is not None:
                 print(_line(name, found, options.top, width), flush=True)
-    return runtime.FAILED if failures else 0
+    return failures.FAILED if unread else 0
 
 
 def expand(names: Sequence[str]) -> Iterator[str]:
@@ -136,4 +136,4 @@ def _line(name: str, probabilities: dict[str, float], top: int, width: int) -> s
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

@@ -5,11 +5,13 @@ Handlers only set a flag, and stand before torch is imported: Slurm may signal a
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +20,8 @@ AGREE_EVERY = 0.5
 """seconds between agreements of the ranks; each costs one small all-reduce"""
 AGAIN_AFTER = 1.0
 """seconds after which a second Ctrl-C is a person's: a launcher forwards the first one to those who had it already"""
+MEET_WITHIN = 10.0
+"""seconds that ranks which are told to stop while they wait for each other go on waiting"""
 LOOK_EVERY = 1.0
 """seconds between looks for the STOP file"""
 
@@ -61,6 +65,37 @@ class Preemption:
         self._allocation_end = math.inf if end_time is None else time.monotonic() + end_time - time.time()
         self._maximum = maximum
         self._agreed_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def while_ranks_meet(self, status: int) -> Iterator[None]:
+        """Within, a signal ends the process with exit ``status`` unless the ranks meet soon.
+
+        A rank that waits for one which died before they met waits in compiled code, where no handler runs, for as long
+        as the group's time limit; and there is nothing to save yet.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        before = signal.set_wakeup_fd(writing)
+        if self.reason is not None:
+            os.write(writing, b"\1")
+
+        def watch() -> None:
+            os.read(reading, 1)
+            if not met.is_set() and not met.wait(MEET_WITHIN):
+                os._exit(status)
+
+        met = threading.Event()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            met.set()
+            signal.set_wakeup_fd(before)
+            os.write(writing, b"\1")
+            watcher.join()
+            os.close(reading)
+            os.close(writing)
 
     def save_took(self, seconds: float) -> None:
         """A save takes this long: stop early enough before the allocation ends to do one, and as much again."""

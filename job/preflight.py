@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from job import command_line, config, run_directory, runtime
+from job import command_line, config, failures, launched, run_directory
 from job.config import Config, UserError
 from job.footprint import checkpoint_bytes, memory_bytes, readable
 
@@ -60,14 +60,14 @@ class Check:
 def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
     options, rest = command_line.take_options(argv, "nodes", "gpus-per-node")
-    if runtime.launch_rank() != 0:  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
+    if launched.launch_rank() != 0:  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
         return 0
     settings = command_line.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
     name = command_line.config_name(rest)
     asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
     checks = preflight(settings, shape, name)
-    if shutil.which("sbatch") and not runtime.under_slurm():
+    if shutil.which("sbatch") and not launched.under_slurm():
         checks.append(_guarded("Slurm", lambda: _request(asked, name)))
 
     from rich.console import Console
@@ -121,12 +121,14 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
 
     def build() -> str:
         nonlocal model
-        from job import models
+        from job import models, vgg
 
         classes, size = (len(dataset.classes), dataset.train.images.shape[-1]) if dataset else (10, 32)
         model = models.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
         models.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
+        if vgg.collapses(settings, model, size):
+            vgg.collapse(model)  # what is trained, and kept in checkpoints
         return f"{settings.model.name}, {models.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]
@@ -175,7 +177,7 @@ def _software() -> str:
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator that is compiled against torch
     except (ImportError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"torchvision does not fit {versions} ({runtime.first_line(error)})", "install both anew, from one index"
+            f"torchvision does not fit {versions} ({failures.first_line(error)})", "install both anew, from one index"
         ) from None
     return f"{versions}, torchvision {torchvision.__version__}"
 
@@ -190,7 +192,7 @@ def _processes(settings: Config, shape: Shape) -> str:
             f"the launch has {asked} processes and the allocation room for {shape.world_size}",
             "launch through slurm/*.sh, which counts them",
         )
-    if runtime.under_slurm() and shape.gpus > torch.cuda.device_count() and settings.runtime.device != "cpu":
+    if launched.under_slurm() and shape.gpus > torch.cuda.device_count() and settings.runtime.device != "cpu":
         raise UserError(
             f"{shape.gpus} GPUs are allocated on this node and torch sees {torch.cuda.device_count()}",
             "check nvidia-smi and that torch is a CUDA build, or give --runtime.device cpu",
@@ -201,7 +203,7 @@ def _processes(settings: Config, shape: Shape) -> str:
 
 
 def _plan(settings: Config, shape: Shape, images: int) -> str:
-    from job.trainer import learning_rate
+    from job.optimizers import learning_rate
 
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)
@@ -230,7 +232,7 @@ def _memory(settings: Config, shape: Shape, model: nn.Module, image_size: int) -
 
 
 def _directory(settings: Config, name: str, size: int) -> Check:
-    path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=True)
+    path = run_directory.choose(settings.run.dir, launched.run_name(name), same_job=True)
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"{existing} cannot be written", "name another run directory with --run.dir")
@@ -245,7 +247,7 @@ def _directory(settings: Config, name: str, size: int) -> Check:
 
 def _save_time(settings: Config, name: str, size: int) -> Check:
     """Compare a save, measured with a small one, with the warning that the sbatch script asks Slurm for."""
-    path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=True)
+    path = run_directory.choose(settings.run.dir, launched.run_name(name), same_job=True)
     place = next(parent for parent in (path, *path.parents) if parent.exists())
     probe, block = place / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
     began = time.monotonic()

@@ -12,7 +12,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from job import command_line, runtime
+from job import command_line, failures
 
 
 def main(argv: list[str]) -> int:
@@ -38,4 +38,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

@@ -16,7 +16,7 @@ import shlex
 from html import escape
 from typing import Any
 
-from job import figures, page, panels, results, runtime, samples, theme
+from job import failures, figures, page, panels, results, samples, theme
 from job.command_line import Arguments
 from job.config import UserError
 from job.page import percent
@@ -207,4 +207,4 @@ def _listed(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

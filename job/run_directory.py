@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from job import command_line, config
-from job.checkpoint import remove_left_overs, write_whole
 from job.config import Config, UserError
+from job.files import remove_left_overs, write_whole
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)

@@ -1,51 +1,33 @@
-"""Who am I, and with whom: the process group, the device, threads, seeds, and how a process ends.
+"""Who am I, and with whom: the process group, the device, threads, seeds.
 
-The only module that constructs an ``Accelerator`` or reads rank, world size or launch environment.
+The only module that constructs an ``Accelerator`` and, with ``launched``, that reads rank, world size or environment.
 torch is imported inside functions: entry points need this module before they can afford torch.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import datetime
 import hashlib
 import os
-import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from job import command_line, config
-from job.config import BAD_INPUT, UserError
+from job import config, launched, startup
+from job.config import UserError
+from job.failures import FailedError, first_line
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
 T = TypeVar("T")
-
-
-class FailedError(Exception):
-    """The run cannot go on. The message says why, and is all that is shown."""
-
-    recurs = False
-    """whether the same command would come to the same end, so that no scheduler need try"""
-
-
-class DivergedError(FailedError):
-    """A loss, weight or moment is not finite: the same steps would end the same way."""
-
-    recurs = True
-
-
-FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -165,48 +147,23 @@ def address(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
 
 
-def launch_rank() -> int:
-    """Rank by the launcher's word, before any group exists."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def run_name(config_name: str) -> str:
-    """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job_id = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    if job_id:
-        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job_id}".replace("/", "-")
-    return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-
-
-def under_slurm() -> bool:
-    return "SLURM_JOB_ID" in os.environ
-
-
-def end_time() -> float | None:
-    """When the allocation ends, in seconds since 1970, if anybody says."""
-    with contextlib.suppress(KeyError, ValueError):
-        return float(os.environ.get("RANKZERO_END_TIME") or os.environ["SLURM_JOB_END_TIME"])
-    return None
-
-
-def die_with_launcher() -> None:
-    """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
-    if _launched() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 def start(
-    settings: config.Runtime, *, deterministic: bool, static_graph: bool = False, one_thread: bool = False
+    settings: config.Runtime,
+    *,
+    deterministic: bool,
+    static_graph: bool = False,
+    one_thread: bool = False,
+    meeting: contextlib.AbstractContextManager[None] | None = None,
 ) -> Runtime:
     """Form the process group that was asked for, on the device that was asked for.
 
     ``static_graph``: each backward pass is followed by an optimizer step. ``one_thread``: use one CPU thread unless
-    told otherwise, since sums over threads differ in their last bits with the number of threads.
+    told otherwise, since sums over threads differ in their last bits with the number of threads. ``meeting`` is entered
+    while processes wait for each other.
 
     Raises UserError when fewer processes came than were asked for, or when the device is not there.
     """
-    asked = _asked()
+    asked = launched.asked()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if asked.processes is not None and asked.processes != world_size:
         raise UserError(
@@ -214,7 +171,7 @@ def start(
             "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
             f"with --num_processes {asked.processes}",
         )
-    threads = _threads(settings, alone=one_thread)
+    threads = launched.threads_for(settings, alone=one_thread)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Threads that wait spin, for a tenth of a second by default: on shared cores that is ten times slower than working.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -222,38 +179,51 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
     import torch
+    import torch.distributed as dist
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
-    cpu = _on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
+    startup.mark("torch and accelerate")
+    cpu = launched.on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
     torch.set_num_threads(threads)
     # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
     torch.set_float32_matmul_precision("highest" if deterministic else "high")
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
-    if deterministic and settings.compile != "none":
+    if deterministic and settings.compile == "default":
         torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
     else:
         torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
     if cpu:
         _keep_freed_memory()
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-        # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=settings.timeout)),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
-        ],
-    )
-    set_up_group = control_group = None
-    if accelerator.num_processes > 1:
-        import torch.distributed as dist
-
-        set_up_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=1))
-        control_group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=settings.timeout))
+    patience = datetime.timedelta(seconds=settings.timeout)
+    try:
+        with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+                # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+                dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
+                    InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
+                ],
+            )
+            set_up_group: Any = None
+            control_group: Any = None
+            if accelerator.num_processes > 1:
+                set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+                # Only now: a day would also be the time that ranks wait for one that died while they met.
+                set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+                set_timeout(datetime.timedelta(days=1), set_up_group)
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise FailedError(
+            f"rank {launched.launch_rank()} of {world_size} did not meet all others at {where} ({first_line(error)}): "
+            "see whether they started, and whether that address can be reached from every node"
+        ) from None
     return Runtime(
         accelerator=accelerator,
         device=accelerator.device,
@@ -263,64 +233,6 @@ def start(
         set_up_group=set_up_group,
         control_group=control_group,
     )
-
-
-def entry(main: Callable[[list[str]], int]) -> None:
-    """Run a command's ``main`` and exit: one line for what the user can mend, a traceback for what we must."""
-    try:
-        status = main(sys.argv[1:])
-    except UserError as error:
-        if launch_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            _let_rank_zero_end()
-        status = BAD_INPUT
-    except KeyboardInterrupt:
-        status = 128 + signal.SIGINT
-    except BrokenPipeError:  # `... | head` is no failure
-        status = 0
-    except Exception:
-        traceback.print_exc()
-        status = FAILED
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
-    # A rank in trouble must not wait in destructors for ranks that wait for it.
-    if status != 0:
-        os._exit(status)
-    sys.exit(status)
-
-
-def _let_rank_zero_end() -> None:
-    """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why.
-
-    Ranks that have met are at the same place; before that, rank zero may still be starting on a slow file system.
-    """
-    distributed = sys.modules.get("torch.distributed")
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(1 if distributed is not None and distributed.is_initialized() else 10)
-
-
-def lost_contact(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone or hangs."""
-    import torch.distributed as dist
-
-    if isinstance(error, dist.DistError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "connection", "timed out", "nccl"))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the allocator of the host, had no more."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its backtrace."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def describe(runtime: Runtime) -> dict[str, Any]:
@@ -339,76 +251,6 @@ def describe(runtime: Runtime) -> dict[str, Any]:
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     }
-
-
-def _launched() -> bool:
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What whoever started this process asked for; None where nobody said."""
-
-    processes: int | None = None
-    cpu: bool | None = None
-
-
-def _asked() -> _Asked:
-    """How many processes on what, by the environment or by the launcher's own command line, one process up.
-
-    ``accelerate launch --cpu --num_processes 2`` starts one process without a word (huggingface/accelerate#2741), and
-    on a machine without GPUs ``--multi_gpu`` starts as many as asked; neither tells them what was asked.
-    """
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on") or None
-    if "RANKZERO_WORLD_SIZE" in os.environ:
-        return _Asked(int(os.environ["RANKZERO_WORLD_SIZE"]), told)
-    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not _launched():
-        return _Asked(int(os.environ["SLURM_STEP_NUM_TASKS"]), told)
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
-    except OSError:
-        return _Asked(cpu=told)
-    if "launch" not in words or not any("accelerate" in word for word in words[: words.index("launch")]):
-        return _Asked(cpu=told)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--num_processes", "--num-processes", type=int)
-    parser.add_argument("--config_file", "--config-file")
-    parser.add_argument("--cpu", "--use_cpu", "--use-cpu", action="store_true")
-    parser.add_argument("--multi_gpu", "--multi-gpu", action="store_true")
-    file: dict[str, Any] = {}
-    with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
-        options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
-        if options.config_file:
-            file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
-        cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
-        return _Asked(options.num_processes or file.get("num_processes"), cpu)
-    return _Asked(cpu=told)
-
-
-def _on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
-    if device == "cpu" or (device == "auto" and asked_cpu):
-        return True
-    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if gpus < needed and (device == "cuda" or asked_cpu is False or gpus):
-        raise UserError(
-            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
-            "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
-            "or --runtime.device cpu",
-        )
-    return gpus == 0
-
-
-def _threads(settings: config.Runtime, *, alone: bool) -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    if settings.threads is not None:
-        return settings.threads
-    # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
-    if given.isdigit() and int(given) > 0 and (int(given) > 1 or not _launched()):
-        return int(given)
-    if alone:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _keep_freed_memory() -> None:

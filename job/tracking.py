@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from job import config, results, runtime
+from job import config, failures, results
 from job.config import Config
 from job.results import Record
 from job.run_directory import RunDirectory
@@ -124,7 +124,7 @@ class _Follower:
             tracker.finish()
         except (Exception, SystemExit) as error:
             self._failed = True
-            reason = runtime.first_line(error) or type(error).__name__
+            reason = failures.first_line(error) or type(error).__name__
             self._warn(f"{self._name} failed ({reason}): the run is not tracked there any more")
 
 

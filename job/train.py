@@ -30,7 +30,7 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, config, run_directory, runtime
+from job import command_line, config, failures, launched, run_directory, runtime, startup
 from job.config import PREEMPTED, Config
 from job.runtime import Runtime
 
@@ -49,15 +49,19 @@ def main(argv: list[str]) -> int:
 
         return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
-    runtime.die_with_launcher()
+    launched.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
+    startup.mark("interpreter and settings")
     place = runtime.start(
         settings.runtime,
         deterministic=settings.train.deterministic,
         static_graph=settings.train.gradient_accumulation == 1,
         one_thread=settings.train.gradient_shards is not None,
+        meeting=preemption.while_ranks_meet(PREEMPTED),
     )
-    settings.parts(place.world_size)
+    # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
+    place.guarded(lambda: settings.parts(place.world_size))
+    startup.mark("process group")
     from job.console import Console
 
     console = Console(quiet=not place.is_rank_zero)
@@ -79,7 +83,7 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = run_directory.choose(settings.run.dir, runtime.run_name(name), same_job=runtime.under_slurm())
+    path = run_directory.choose(settings.run.dir, launched.run_name(name), same_job=launched.under_slurm())
     return run_directory.RunDirectory(path, settings)
 
 
@@ -100,20 +104,24 @@ def _train(
     dataset = place.guarded(lambda: datasets.load(settings.data, settings.train.seed))
     assert dataset is not None
     console.say(_describe_data(dataset))
+    startup.mark("data")
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
-    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.plain_model) if directory else None)
+    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
-        end_time=runtime.end_time(),
+        end_time=launched.end_time(),
         maximum=place.maximum if place.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer))
+    startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
+        startup.mark("trackers")
+        console.say(f"ready after {startup.summary()}")
         predictions = trainer.run()
         result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
@@ -127,7 +135,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     try:
         return _write_results(trainer, directory, predictions)
     except OSError as error:
-        raise runtime.FailedError(
+        raise failures.FailedError(
             f"the results cannot be written ({error.strerror}); training is done, and saved"
         ) from None
 
@@ -136,7 +144,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
     from job import checkpoint, evaluation, models, samples
 
     dataset = trainer.dataset
-    checkpoint.save_weights(directory.path / "model.safetensors", trainer.plain_model.state_dict())
+    checkpoint.save_weights(directory.path / "model.safetensors", trainer.final_weights())
     checkpoint.save_weights(
         directory.path / "predictions.safetensors",
         {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
@@ -150,7 +158,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
-        parameters=models.count_parameters(trainer.plain_model),
+        parameters=models.count_parameters(trainer.model),
         data=dataset.fingerprint,
     )
     directory.finish(result)
@@ -164,7 +172,7 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
         report.write(directory.path)
     except Exception as error:
-        console.warn(f"no report ({runtime.first_line(error)}); `python job/report.py {directory.path}` tries again")
+        console.warn(f"no report ({failures.first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
@@ -196,22 +204,22 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, runtime.FailedError):
+    if isinstance(error, failures.FailedError):
         message = str(error)
-    elif runtime.out_of_memory(error):
+    elif failures.out_of_memory(error):
         message = (
             f"out of memory on rank {place.rank} with train.batch_size={settings.train.batch_size} on "
             f"{place.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
         )
         run_directory.leave_failure(path, place.rank, message)
-    elif runtime.lost_contact(error):
+    elif failures.lost_contact(error):
         # Whoever failed first says more; give it a moment to say so.
         time.sleep(1.0 if place.is_rank_zero else 0.0)
-        message = f"lost contact with another process: it was killed, crashed or hangs ({runtime.first_line(error)})"
+        message = f"lost contact with another process: it was killed, crashed or hangs ({failures.first_line(error)})"
         if directory is not None:
             message = directory.first_failure() or message
     else:
-        message = f"rank {place.rank} failed: {type(error).__name__}: {runtime.first_line(error)}"
+        message = f"rank {place.rank} failed: {type(error).__name__}: {failures.first_line(error)}"
         traceback.print_exc()
         run_directory.leave_failure(path, place.rank, message)
     if directory is not None:
@@ -219,7 +227,7 @@ def _failed(
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
-    return runtime.FAILED
+    return failures.FAILED
 
 
 def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -262,11 +270,11 @@ def _describe_plan(trainer: Trainer) -> str:
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
     return (
-        f"{settings.model.name}: {count_parameters(trainer.plain_model):,} parameters, {settings.runtime.precision}; "
+        f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
         f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}"
+        f"{settings.train.batch_size}{went_on}\nhow: {trainer.choices}"
     )
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

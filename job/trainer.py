@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from job import checkpoint, config, evaluation, models
+from job import checkpoint, config, evaluation, models, optimizers, vgg
 from job.batches import Batches, Part
 from job.checkpoint import Checkpoints, NotFiniteError, State
+from job.choices import Choices, choose
 from job.config import Config, UserError
 from job.console import Console
 from job.datasets import Dataset, placed
+from job.failures import DivergedError, FailedError
+from job.optimizers import learning_rate
 from job.preemption import Preemption
 from job.run_directory import DISK_FULL, RunDirectory
-from job.runtime import DivergedError, FailedError, Runtime, address
+from job.runtime import Runtime
+from job.step import Step
 
 
 class StoppedEarlyError(Exception):
@@ -73,28 +76,22 @@ class Trainer:
         )
         saved = runtime.guarded(self._load, on=runtime.is_rank_zero)
         state = runtime.from_rank_zero(saved.trainer if saved else None)
-        self.plain_model = self._build(saved, pretrained=state is None)
-        self.optimizer = runtime.accelerator.prepare_optimizer(make_optimizer(settings.optimizer, self.plain_model))
-        # One process reads the weights, wherever they come from, and the others have them from it: by the wrapper, or
-        # where gradients are summed without it, by hand.
-        if settings.train.gradient_shards:
-            self.plain_model.load_state_dict(runtime.broadcast(self.plain_model.state_dict()))
-        self.model = runtime.accelerator.prepare_model(
-            self.plain_model, evaluation_mode=settings.train.gradient_shards is not None
-        )
-        self._rehearse()
-        at_hand = placed(dataset, runtime.device) if data_on_device(settings, dataset, runtime.device) else dataset
+        self.model, self.choices = self._build(saved, pretrained=state is None)
+        at_hand = placed(dataset, runtime.device) if self.choices.pictures_on_device else dataset
         self.batches = {
             name: Batches(
                 getattr(at_hand, name), settings.data, runtime.device, rank=runtime.rank, world_size=runtime.world_size
             )
             for name in ("train", "validation", "test")
         }
+        # One process reads the weights, wherever they come from, and the others have them from it.
+        self.step = Step(settings, self.model, self.batches["train"], runtime, self.choices, console.warn)
+        self.optimizer: torch.optim.Optimizer = self.step.optimizer.optimizer
         self.progress = Progress()
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
             tensors = runtime.broadcast(saved.optimizer if saved else {})
-            checkpoint.restore_optimizer(self.plain_model, self.optimizer.optimizer, tensors)
+            checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
             if runtime.accelerator.scaler is not None:
                 runtime.accelerator.scaler.load_state_dict(state["scaler"])
         self._recent: list[Tensor] = []
@@ -148,47 +145,8 @@ class Trainer:
                     self._stop()
 
     def _step(self, parts: list[Part]) -> Tensor:
-        """One optimizer step; returns this rank's share of the mean loss over the global batch, on the device."""
-        runtime, settings, step = self.runtime, self.settings.train, self.progress.step
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, step, self.steps_per_epoch)
-        shards: list[Tensor] = []
-        # In float64 a sum of a few float32 values is exact, and so the same in any order.
-        total = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        for i, part in enumerate(parts):
-            torch.manual_seed(address(settings.seed, "step", step, runtime.rank * len(parts) + i))  # for dropout
-            with contextlib.nullcontext() if i == len(parts) - 1 else runtime.accelerator.no_sync(self.model):
-                logits = self.model(part.images)
-                loss = part.weight * F.cross_entropy(
-                    logits, part.labels, reduction="sum", label_smoothing=settings.label_smoothing
-                )
-                # The wrapper averages over ranks what is to be summed: each has its share of the mean.
-                runtime.accelerator.backward(loss if settings.gradient_shards else loss * runtime.world_size)
-            total += loss.detach()
-            if settings.gradient_shards:
-                shards.append(self._take_gradient())
-        if settings.gradient_shards:
-            self._give_gradient(runtime.ordered_sum(torch.stack(shards)))
-        if settings.clip_norm is not None:
-            runtime.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return total
-
-    def _take_gradient(self) -> Tensor:
-        """The gradient of all parameters, flat [p], and none left behind."""
-        gradients = [parameter.grad for parameter in self.plain_model.parameters()]
-        flat = torch.cat(
-            [g.permute(0, 2, 3, 1).flatten() if g.ndim == 4 else g.flatten() for g in gradients if g is not None]
-        )
-        self.optimizer.zero_grad()
-        return flat
-
-    def _give_gradient(self, flat: Tensor) -> None:
-        """Undo ``_take_gradient``: a view of ``flat`` for each parameter, in the parameter's memory layout."""
-        parameters = list(self.plain_model.parameters())
-        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = piece.as_strided(parameter.shape, parameter.stride())
+        number = self.progress.step
+        return self.step(parts, number, learning_rate(self.settings, number, self.steps_per_epoch))
 
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
@@ -262,8 +220,11 @@ class Trainer:
 
     def _predict(self, split: str) -> evaluation.Predictions:
         part = getattr(self.dataset, split)
+        # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
+        for name, buffer in self.runtime.broadcast(dict(self.model.named_buffers())).items():
+            self.model.get_buffer(name).copy_(buffer)
         found = evaluation.predict(
-            self.plain_model, self.batches[split], part.labels[part.indices], self.runtime, self.preemption.tick
+            self.model, self.batches[split], part.labels[part.indices], self.runtime, self.preemption.tick
         )
         if found is None:
             self._stop()
@@ -312,8 +273,8 @@ class Trainer:
             "world_size": self.runtime.world_size,
             "config": config.to_dict(self.settings),
         }
-        optimizer = checkpoint.optimizer_tensors(self.plain_model, self.optimizer.optimizer)
-        return State(self.plain_model.state_dict(), optimizer, trainer)
+        optimizer = checkpoint.optimizer_tensors(self.model, self.optimizer)
+        return State(self.model.state_dict(), optimizer, trainer)
 
     def _look_after_saves(self, *, finish: bool = False, needed: bool = False) -> None:
         """Hear of a save that failed in the background, and of how long saves take."""
@@ -368,76 +329,54 @@ class Trainer:
         self.directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         return state
 
-    def _rehearse(self) -> None:
-        """Go forward and backward, without effect.
-
-        DDP sums gradients in buckets, and lays these out anew after its first passes (the second, for a static graph).
-        With three or more ranks the order of the terms follows from the layout: a run that is continued must not begin
-        with another one than a run that was not disturbed has long left behind.
-        """
-        if self.runtime.world_size == 1 or self.settings.train.gradient_shards:
-            return
-        compiled = self.settings.runtime.compile != "none"  # for one shape; for others any will do
-        count = self.settings.train.batch_size // self.runtime.world_size if compiled else 2
-        images = torch.zeros(count, *self.dataset.train.images.shape[1:], device=self.runtime.device)
-        buffers = [(buffer, buffer.clone()) for buffer in self.plain_model.buffers()]
-        for _ in range(2):
-            self.model(images.to(memory_format=torch.channels_last)).sum().backward()
-            self.optimizer.zero_grad()
-        for buffer, before in buffers:
-            buffer.copy_(before)
-
-    def _build(self, saved: State | None, *, pretrained: bool) -> nn.Module:
+    def _build(self, saved: State | None, *, pretrained: bool) -> tuple[nn.Module, Choices]:
         settings, runtime = self.settings, self.runtime
-        model = models.build(
-            settings.model,
-            classes=len(self.dataset.classes),
-            image_size=self.dataset.train.images.shape[-1],
-            seed=settings.train.seed,
-        )
+        model = self._initial(pretrained=pretrained)
+        choices = choose(settings, model, self.dataset, runtime.device, runtime.world_size)
+        if choices.collapsed:
+            vgg.collapse(model)
+        else:
+            vgg.use_matrix_pool(model)
+        if isinstance(model, models.SimpleCNN):
+            model.lanes = choices.lanes
+        if choices.small_convolutions:
+            vgg.use_small_convolutions(model)
         if saved is not None:
             models.load_state_dict(model, saved.model, name="the checkpoint's weights")
-        elif pretrained:
-            runtime.guarded(
-                lambda: models.pretrained(settings.model, model, download=settings.data.download),
-                on=runtime.is_rank_zero,
-            )
         model.to(runtime.device).to(memory_format=torch.channels_last)
-        if settings.runtime.compile != "none":
-            model.compile(mode="reduce-overhead" if settings.runtime.compile == "graphs" else None)
+        if settings.runtime.compile == "default":
+            model.compile()
+        return model, choices
+
+    def final_weights(self) -> dict[str, Tensor]:
+        """The network's weights in its own layout, on the CPU, for rank zero: a collapsed layer is spread out again."""
+        state = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        if not self.choices.collapsed:
+            return state
+        # The parts still differ by what they did before training. That is computed anew, and not carried along.
+        before = self._built()
+        try:
+            models.pretrained(self.settings.model, before, download=False)
+        except UserError as error:
+            self.console.warn(f"the first weights are gone ({error}): the 49 parts of {vgg.LAYER} are saved as equals")
+            return vgg.expanded(state)
+        steps = self.progress.step - self.progress.skipped
+        left = optimizers.left_of_decay(self.settings, steps, self.steps_per_epoch)
+        return vgg.expanded(state, before.state_dict()[vgg.LAYER], left)
+
+    def _initial(self, *, pretrained: bool) -> nn.Module:
+        """The network before training, on every rank; where weights are loaded from a file, on rank zero."""
+        settings, model = self.settings, self._built()
+        if pretrained:
+            self.runtime.guarded(
+                lambda: models.pretrained(settings.model, model, download=settings.data.download),
+                on=self.runtime.is_rank_zero,
+            )
         return model
 
-
-def make_optimizer(settings: config.Optimizer, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over all of ``model``'s parameters, one fused kernel for the lot."""
-    parameters, rate, decay = model.parameters(), settings.learning_rate, settings.weight_decay
-    if settings.name == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay, fused=True)
-    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=rate, weight_decay=decay, fused=True)
-
-
-def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimizer step ``step``, counted from 0: a pure function, so there is no schedule to save."""
-    peak, name = settings.optimizer.learning_rate, settings.schedule.name
-    total = settings.train.epochs * steps_per_epoch
-    warm = settings.schedule.warmup_epochs * steps_per_epoch
-    if name == "onecycle" and warm == 0:
-        warm = 0.2 * total
-    if step < warm:
-        return peak * (step + 1) / (warm + 1)
-    share = (step - warm) / (total - warm)
-    if name == "cosine":
-        return peak * 0.5 * (1 + math.cos(math.pi * share))
-    return peak * (1 - share) if name == "onecycle" else peak
-
-
-def data_on_device(settings: Config, dataset: Dataset, device: torch.device) -> bool:
-    """Whether the pictures are copied to ``device``: when told so, or when they take less than half of what is free."""
-    if device.type != "cuda" or settings.runtime.data_on == "host":
-        return False
-    size = dataset.train.images.nbytes + dataset.test.images.nbytes
-    return settings.runtime.data_on == "device" or size < torch.cuda.mem_get_info(device)[0] / 2
+    def _built(self) -> nn.Module:
+        size, seed = self.dataset.train.images.shape[-1], self.settings.train.seed
+        return models.build(self.settings.model, classes=len(self.dataset.classes), image_size=size, seed=seed)
 
 
 def _finite(value: float) -> float | None:

@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from job import results, runtime
+from job import failures, results
 from job.command_line import Arguments
 from job.config import UserError
 from job.console import Console
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
-    return runtime.FAILED if run.state == "failed" else 0
+    return failures.FAILED if run.state == "failed" else 0
 
 
 def _print_news(run: Run, console: Console) -> Run:
@@ -167,4 +167,4 @@ def _share(value: object) -> str:
 
 
 if __name__ == "__main__":
-    runtime.entry(main)
+    failures.entry(main)

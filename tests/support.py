@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+import forked
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIMEOUT = 240
@@ -36,32 +42,48 @@ def command(script: str, *arguments: object) -> list[str]:
 
 
 def run_job(
-    script: str, *arguments: object, processes: int = 1, timeout: float = TIMEOUT, **extra: str
+    script: str, *arguments: object, processes: int = 1, fresh: bool = False, report: bool = False, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of the job on ``processes`` processes, as a Slurm step starts them; rank zero's output is kept.
 
-    The exit status is the largest of all ranks.
+    The exit status is the largest of all ranks. Two things take seconds and are done only where a test is about them:
+    ``fresh`` processes are interpreters as a shell starts them, others are forked from one that has torch imported;
+    and the ``report`` at the end of training, which fresh ones always write.
     """
+    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    started = []
-    for rank in range(processes):
-        ranked = group | {"MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-        started.append(
-            subprocess.Popen(
-                command(script, *arguments),
-                env=environment(**(ranked | extra)),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd="/",
-            )
-        )
-    outputs = [process.communicate(timeout=timeout) for process in started]
-    status = max(process.returncode for process in started)
-    return subprocess.CompletedProcess(started[0].args, status, outputs[0][0], "".join(error for _, error in outputs))
+        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    words = command(script, *arguments)
+    end = time.monotonic() + TIMEOUT
+    started: list[subprocess.Popen[bytes] | ForkServerProcess] = []
+    with tempfile.TemporaryDirectory() as folder:
+        files = [(Path(folder, f"out-{rank}"), Path(folder, f"error-{rank}")) for rank in range(processes)]
+        try:
+            for rank, (out, error) in enumerate(files):
+                own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                start = _start if fresh else functools.partial(forked.start, report=report)
+                started.append(start(words, environment(**own, **extra), out, error))
+            status = max(_wait(process, end - time.monotonic()) for process in started)
+        finally:
+            for process in started:
+                process.kill()
+        errors = "".join(error.read_text() for _, error in files)
+        return subprocess.CompletedProcess(words, status, files[0][0].read_text(), errors)
+
+
+def _start(words: list[str], surroundings: dict[str, str], out: Path, error: Path) -> subprocess.Popen[bytes]:
+    with out.open("wb") as stdout, error.open("wb") as stderr:
+        return subprocess.Popen(words, env=surroundings, stdout=stdout, stderr=stderr, cwd="/")
+
+
+def _wait(process: subprocess.Popen[bytes] | ForkServerProcess, seconds: float) -> int:
+    """The exit status, negative for a signal."""
+    if isinstance(process, subprocess.Popen):
+        return process.wait(seconds)
+    process.join(seconds)
+    assert process.exitcode is not None, f"still runs after {seconds:.0f} s"
+    return process.exitcode
 
 
 def accelerate(*arguments: object, timeout: float = TIMEOUT, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -30,15 +30,14 @@ def epoch(
     world_size: int, *, start: int = 0, batch_size: int = 24, parts: int = 1, augment: str = "none", seed: int = 1
 ):
     """Per global batch: (labels, images, weights of the images) over all ranks, in rank order."""
-    ranks = [
-        batches(rank, world_size, augment).training(seed=1, epoch=3, start=start, batch_size=batch_size, parts=parts)
-        for rank in range(world_size)
-    ]
-    for shares in zip(*ranks, strict=True):
-        every = [part for share in shares for part in share]
-        every = [part for part in every if part.weight]  # without those that keep ranks in step
-        weights = torch.cat([torch.full((len(p.labels),), p.weight) for p in every])
-        yield torch.cat([p.labels for p in every]), torch.cat([p.images for p in every]), weights
+    ranks = [batches(rank, world_size, augment) for rank in range(world_size)]
+    epochs = [r.training(seed=1, epoch=3, start=start, batch_size=batch_size, parts=parts) for r in ranks]
+    for shares in zip(*epochs, strict=True):
+        every = [(rank, part) for rank, share in zip(ranks, shares, strict=True) for part in share]
+        every = [(rank, part) for rank, part in every if part.weight]  # without those that keep ranks in step
+        images, labels = zip(*(rank.fetch(part.rows) for rank, part in every), strict=True)
+        weights = torch.cat([torch.full((len(part.rows),), part.weight) for _, part in every])
+        yield torch.cat(labels), torch.cat(images), weights
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -62,8 +61,8 @@ def test_every_picture_is_trained_on_once_an_epoch(count: int, world_size: int) 
         one = batches(rank, world_size, count=count)
         for share in one.training(seed=1, epoch=1, start=0, batch_size=24, parts=1):
             for part in share:
-                seen += [part.labels] if part.weight else []
-                total += part.weight * len(part.labels)
+                seen += [one.fetch(part.rows)[1]] if part.weight else []
+                total += part.weight * len(part.rows)
     assert torch.cat(seen).sort().values.tolist() == list(range(count))
     assert total == pytest.approx(-(-count // 24))  # each global batch weighs one
 

@@ -29,6 +29,18 @@ def test_simple_cnn_is_the_tutorial_network() -> None:
     assert torch.allclose(model(images), reference(images), atol=1e-6)
 
 
+def test_channels_filled_up_with_zeros_change_neither_logits_nor_gradients() -> None:
+    images = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    found = []
+    for lanes in (1, 8):
+        model = build().double()
+        model.lanes = lanes
+        logits = model(images)
+        logits.square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters())])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(*found, strict=True))
+
+
 def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = models.digest(build().state_dict())

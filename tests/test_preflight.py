@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import run_job
 
-from job import checkpoint, footprint, models, preflight, trainer
+from job import checkpoint, footprint, models, optimizers, preflight
 from job.config import Checkpoint, Config, Data, Model, Optimizer, Run, Train, UserError
 from job.preflight import Check, Shape
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def settings(tmp_path: Path, **changes: object) -> Config:
-    data = Data(source="shapes10", cache=str(tmp_path / "cache"))
+def settings(tmp_path: Path, cache: Path | None = None, **changes: object) -> Config:
+    data = Data(source="shapes10", cache=str(cache or tmp_path / "cache"))
     return Config(**({"data": data, "run": Run(dir=str(tmp_path / "run"))} | changes))  # type: ignore[arg-type]
 
 
@@ -25,17 +24,9 @@ def by_name(checks: list[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
-def test_a_sound_configuration_is_ready_and_nothing_is_left_behind(tmp_path: Path) -> None:
-    command = [sys.executable, "job/train.py", "--check", "--nodes=2", "--gpus-per-node", "4"]
-    command += [
-        "--data.source",
-        "shapes10",
-        "--data.cache",
-        str(tmp_path / "cache"),
-        "--run.dir",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+def test_a_sound_configuration_is_ready_and_nothing_is_left_behind(cache: Path, tmp_path: Path) -> None:
+    options = ["--data.source", "shapes10", "--data.cache", cache, "--run.dir", tmp_path / "run"]
+    done = run_job("train.py", "--check", "--nodes=2", "--gpus-per-node", "4", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 on GPUs, 16 of the global batch of 128 each" in done.stdout
     assert done.stdout.rstrip().endswith("ready to submit")
@@ -43,9 +34,8 @@ def test_a_sound_configuration_is_ready_and_nothing_is_left_behind(tmp_path: Pat
 
 
 def test_every_problem_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
-    command = [sys.executable, "job/train.py", "--check", "--nodes", "3", "--data.root", str(tmp_path)]
-    command += ["--run.dir", "/proc/nowhere", "--model.weights", str(tmp_path / "none.pth")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    options = ["--data.root", tmp_path, "--run.dir", "/proc/nowhere", "--model.weights", tmp_path / "none.pth"]
+    done = run_job("train.py", "--check", "--nodes", "3", *options)
     assert done.returncode == 2, done.stdout + done.stderr
     for name in ("processes", "data", "model"):
         assert re.search(rf"{name}\s+. problem", done.stdout), done.stdout
@@ -54,17 +44,15 @@ def test_every_problem_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_is_the_same_error_as_without_check() -> None:
-    done = subprocess.run(
-        [sys.executable, "job/train.py", "--check", "--train.epoks=3"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_job("train.py", "--check", "--train.epoks=3")
     assert done.returncode == 2
     assert done.stderr == "error: unknown key train.epoks: did you mean train.epochs?\n"
 
 
-def test_a_directory_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_is_a_problem(cache: Path, tmp_path: Path) -> None:
     found = by_name(
         preflight.preflight(
-            settings(tmp_path, run=Run(dir="/proc/nowhere")), Shape(nodes=1, processes=1, gpus=0), "simple_cnn"
+            settings(tmp_path, cache, run=Run(dir="/proc/nowhere")), Shape(nodes=1, processes=1, gpus=0), "simple_cnn"
         )
     )
     assert "problem" in (found["run directory"].verdict, found["time to save"].verdict)
@@ -74,7 +62,7 @@ def test_a_directory_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None
 def test_the_expected_size_of_a_checkpoint_is_that_of_a_real_one(tmp_path: Path, optimizer: str) -> None:
     config = settings(tmp_path, optimizer=Optimizer(name=optimizer))  # type: ignore[arg-type]
     model = models.build(config.model, classes=10, image_size=32, seed=1)
-    made = trainer.make_optimizer(config.optimizer, model)
+    made = optimizers.make_optimizer(config.optimizer, model)
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
     made.step()

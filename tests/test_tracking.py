@@ -42,7 +42,7 @@ def test_tensorboard_shows_the_metrics_accuracy_per_class_and_figures_and_goes_o
     given = options(small, run, "[tensorboard]")
     first = run_job("train.py", *given, "--train.epochs=1")
     assert first.returncode == 0, first.stderr
-    second = run_job("train.py", *given, "--train.epochs=3")
+    second = run_job("train.py", *given, "--train.epochs=3", report=True)
     assert second.returncode == 0, second.stderr
     assert "warning" not in second.stdout
     found = events(run)

@@ -1,8 +1,9 @@
-"""The loop that the job is measured against: SimpleCNN as in the tutorial, one picture at a time through PIL.
+"""The loop that the job is measured against: the tutorial's, one picture at a time through PIL, validated and tested.
 
     python tests/benchmarks/reference.py [--data.source folder --data.root PICTURES ...]
 
-Prints images per second for each epoch, as one JSON object a line, and the test accuracy at the end.
+It takes the job's settings, of which it knows data, model.name, runtime.precision and the number of epochs. Prints a
+JSON object for the first step, for each epoch and for the test.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
+from torchvision.models import vgg16
 
 from job import command_line, datasets
+from job.config import Config
 from job.datasets import Split
 
 NORMALISE = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
@@ -58,33 +62,78 @@ class Net(nn.Module):
         return logits
 
 
+def network(name: str, classes: int) -> nn.Module:
+    """The plain network of that name, with random weights."""
+    if name == "simple_cnn":
+        return Net(classes)
+    model: nn.Module = vgg16(weights=None)
+    model.set_submodule("classifier.6", nn.Linear(4096, classes))
+    return model
+
+
+def device_of(settings: Config) -> torch.device:
+    """Where the settings put the work."""
+    cuda = torch.cuda.is_available() and settings.runtime.device != "cpu"
+    return torch.device("cuda" if cuda else "cpu")
+
+
+def autocast(settings: Config) -> torch.autocast:
+    """The arithmetic that the settings ask for."""
+    return torch.autocast(device_of(settings).type, torch.bfloat16, enabled=settings.runtime.precision == "bf16")
+
+
+def say(**values: object) -> None:
+    """One JSON object on a line, at once."""
+    print(json.dumps(values), flush=True)
+
+
 def main() -> None:
-    """Train as the notebook does."""
+    """Train, validate and test as the notebook does."""
     settings = command_line.parse(sys.argv[1:], description=__doc__ or "")
-    if settings.runtime.threads:
-        torch.set_num_threads(settings.runtime.threads)
     dataset = datasets.load(settings.data, settings.train.seed, log=lambda _: None)
     torch.manual_seed(settings.train.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Net(len(dataset.classes)).to(device)
+    device, batch = device_of(settings), settings.train.batch_size
+    model = network(settings.model.name, len(dataset.classes)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate)
-    train = DataLoader(Pictures(dataset.train), batch_size=settings.train.batch_size, shuffle=True)
+    train = DataLoader(Pictures(dataset.train), batch_size=batch, shuffle=True)
+    validation = DataLoader(Pictures(dataset.validation), batch_size=batch)
+    test = DataLoader(Pictures(dataset.test), batch_size=batch)
+
+    def predictions(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        model.eval()
+        with torch.no_grad(), autocast(settings):
+            for images, labels in loader:
+                yield model(images.to(device)).argmax(1).cpu(), labels
+        model.train()
+
+    first = True
     for _ in range(settings.train.epochs):
-        began = time.perf_counter()
-        total = 0.0
+        began, total = time.perf_counter(), 0.0
         for images, labels in train:
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images.to(device)), labels.to(device))
+            with autocast(settings):
+                loss = F.cross_entropy(model(images.to(device)), labels.to(device))
             loss.backward()
             optimizer.step()
             total += loss.item()
-        rate = len(dataset.train) / (time.perf_counter() - began)
-        print(json.dumps({"images_per_second": rate, "loss": total / len(train)}), flush=True)
-    correct = 0
-    with torch.no_grad():
-        for images, labels in DataLoader(Pictures(dataset.test), batch_size=settings.train.batch_size):
-            correct += int((model(images.to(device)).argmax(1).cpu() == labels).sum())
-    print(json.dumps({"accuracy": correct / len(dataset.test)}))
+            if first:
+                say(first_step=time.time())
+                first = False
+        trained = time.perf_counter()
+        say(images_per_second=len(dataset.train) / (trained - began), loss=total / len(train))
+        if len(dataset.validation):
+            correct = sum(int((predicted == labels).sum()) for predicted, labels in predictions(validation))
+            say(validation_accuracy=correct / len(dataset.validation), validation_seconds=time.perf_counter() - trained)
+    right, counted = dict.fromkeys(dataset.classes, 0), dict.fromkeys(dataset.classes, 0)
+    for predicted, labels in predictions(test):
+        for guess, label in zip(predicted, labels, strict=True):
+            right[dataset.classes[label]] += int(guess == label)
+            counted[dataset.classes[label]] += 1
+    say(
+        accuracy=sum(right.values()) / len(dataset.test),
+        class_accuracy={name: right[name] / counted[name] for name in counted if counted[name]},
+        peak_device_bytes=torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+    )
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
 the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
-Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's pictures), inf (a gradient), slow (wait
+Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's loss), inf (a gradient), slow (wait
 a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import os
@@ -25,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 if not __package__:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (2, 1)]
 
-import accelerate  # noqa: F401 (imported once, before jobs are forked off)
 import torch
+from forked import say_to
 from torch import nn
 
-from job import checkpoint, evaluation, models, runtime, train, trainer
+from job import checkpoint, evaluation, failures, files, launched, models, train, trainer
 from job.batches import Batches, Part
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
@@ -41,7 +42,7 @@ WAITS = {"slow": 0.1, "hang": 60}
 
 def install(faults: list[dict[str, Any]], network: str = "") -> None:
     """Put ``faults`` in place, in this process."""
-    mine = [fault for fault in faults if fault.get("rank", 0) in (None, runtime.launch_rank())]
+    mine = [fault for fault in faults if fault.get("rank", 0) in (None, launched.launch_rank())]
     times: Counter[str] = Counter()
 
     def come_to(point: str, n: int | None = None) -> list[str]:
@@ -50,7 +51,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
         return [fault["do"] for fault in due if not act(fault["do"], point)]
 
     step, predictions = trainer.Trainer._step, Batches.evaluation
-    run, write, replace = trainer.Trainer.run, checkpoint._write_file, Path.replace
+    run, write, replace = trainer.Trainer.run, files.write_file, Path.replace
 
     def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
         come_to("start")
@@ -59,9 +60,9 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     def injected_step(self: trainer.Trainer, parts: list[Part]) -> torch.Tensor:
         doing = come_to("step", self.progress.step + 1)
         if "nan" in doing:
-            parts[0].images.fill_(float("nan"))
+            parts = [dataclasses.replace(parts[0], weight=float("nan")), *parts[1:]]
         if "inf" in doing:
-            weight = next(self.plain_model.parameters())
+            weight = next(self.model.parameters())
             handle = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
         total = step(self, parts)
         if "inf" in doing:
@@ -88,7 +89,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     trainer.Trainer._step = injected_step  # type: ignore[method-assign]
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
-    checkpoint._write_file = injected_write
+    files.write_file = injected_write
     train._report = lambda *_: None  # seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
@@ -131,10 +132,8 @@ def narrow_bn(classes: int) -> nn.Module:
 
 
 def run_as(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """Become the job: in a process forked from one that has torch imported, which saves seconds a start."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    """Become the job: in a process forked by ``forked.fork_server``."""
+    say_to(output, output)
     os.environ.update(environment)
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # for the output of a test that waited in vain
     sys.argv = ["job/train.py", *arguments]
@@ -143,7 +142,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def main() -> None:
     install(json.loads(os.environ.get("FAULTS", "[]")), os.environ.get("NETWORK", ""))
-    runtime.entry(train.main)
+    failures.entry(train.main)
 
 
 if __name__ == "__main__":

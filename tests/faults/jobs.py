@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -14,29 +12,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import injected
+from forked import fork_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]
 PATIENCE = 180.0
 """seconds after which a process hangs, on a machine that does other things as well"""
-
-
-@functools.cache
-def fork_server() -> ForkServerContext:
-    """Starts processes that have torch imported already."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["injected"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # some Pythons do not hand sys.path on to it
-    forkserver.ensure_running()
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    return server
 
 
 class Job:
@@ -172,6 +158,12 @@ def launcher(processes: int) -> list[str]:
     return [accelerate, "launch", "--config_file", "launch/cpu.yaml", "--num_processes", str(processes)]
 
 
+def listens(pid: int) -> bool:
+    """Whether a process would not simply die of SIGTERM."""
+    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGTERM - 1))
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -193,7 +185,8 @@ def result(run: Path) -> dict[str, Any]:
 
 
 def checkpoints(run: Path) -> list[str]:
-    return sorted(path.name for path in (run / "checkpoints").iterdir())
+    """Those that stand, whole or damaged; not what a killed process was still writing."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if not path.name.startswith("."))
 
 
 def sha256(path: Path) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import checkpoints, fork_server, metrics
+from forked import fork_server
+from jobs import checkpoints, metrics
 
-from job import checkpoint
+from job import checkpoint, files
 from job.checkpoint import FILES, MANIFEST, Checkpoints, State
 from job.config import UserError
 
@@ -176,7 +177,7 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(three) -> None:
 def test_a_left_over_of_a_process_with_the_same_number_is_no_obstacle(tmp_path) -> None:
     for name in ("status.json", "model.safetensors"):
         (tmp_path / f".{name}.{os.getpid()}").write_text("left over by a container's process 1")
-    checkpoint.write_whole(tmp_path / "status.json", "{}")
+    files.write_whole(tmp_path / "status.json", "{}")
     checkpoint.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
     (tmp_path / f".tmp-step-00000040-{os.getpid()}").mkdir()
     checkpoint.write(tmp_path, state(40))
@@ -228,7 +229,7 @@ def write_on_and_on(directory: str, pipe: multiprocessing.connection.Connection)
 def test_killed_at_random_instants_a_writer_always_leaves_the_last_one_it_reported(tmp_path) -> None:
     draw = random.Random(0)
     reported = 0
-    for _ in range(15):
+    for _ in range(8):
         ours, theirs = multiprocessing.Pipe(duplex=False)
         writer = fork_server().Process(target=write_on_and_on, args=(str(tmp_path), theirs))
         writer.start()
@@ -252,12 +253,12 @@ def test_files_and_directories_get_the_rights_that_the_umask_leaves(tmp_path) ->
     before = os.umask(0o027)
     try:
         final = checkpoint.write(tmp_path, state(1))
-        checkpoint.write_whole(tmp_path / "status.json", "{}")
+        files.write_whole(tmp_path / "status.json", "{}")
         checkpoint.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
     finally:
         os.umask(before)
-    files = [final / name for name in EVERY_FILE] + [tmp_path / "status.json", tmp_path / "model.safetensors"]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o640}
+    paths = [final / name for name in EVERY_FILE] + [tmp_path / "status.json", tmp_path / "model.safetensors"]
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o640}
     assert stat.S_IMODE(final.stat().st_mode) == 0o750
 
 

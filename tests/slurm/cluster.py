@@ -87,7 +87,7 @@ class Cluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=180,
             **options,  # type: ignore[call-overload]
         )
         if done.returncode:

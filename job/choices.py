@@ -1,0 +1,98 @@
+"""What is done one way on one device and another way on another: decided here, and printed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from job import vgg
+from job.config import Config
+from job.datasets import Dataset
+
+Exchange = Literal["none", "flat", "overlapped", "ordered"]
+"""How the gradients of ranks are summed: there is one rank; all at once after the backward pass; in the buckets of
+DistributedDataParallel while it runs; in one fixed order, so that any number of processes gets the same bits."""
+
+EVALUATION_BATCH = {"cpu": 500, "cuda": 2000}
+"""images at once: on a CPU they should stay in its caches"""
+ONE_BUCKET = 1 << 20
+"""bytes of DistributedDataParallel's first bucket: a gradient that fits it is complete before its exchange begins"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How this process goes about its part. The numbers are the same, to rounding, whatever is chosen."""
+
+    pictures_on_device: bool
+    collapsed: bool
+    """VGG's first fully connected layer is trained as the sum of its 49 equal parts (``job.vgg``)"""
+    lanes: int
+    """SimpleCNN's channels are filled up to a multiple of this"""
+    small_convolutions: bool
+    """VGG's convolutions of small feature maps are matrix products"""
+    graphs: bool
+    """steps are CUDA graphs (``job.graphs``)"""
+    exchange: Exchange
+    remark: str = ""
+    """what was asked for and cannot be done"""
+
+    def __str__(self) -> str:
+        said = ["pictures on the device" if self.pictures_on_device else "pictures in host memory"]
+        said += ["channels-last", "fused optimizer"]
+        said += [f"channels in multiples of {self.lanes}"] if self.lanes > 1 else []
+        said += ["one for the 49 equal parts of the first fully connected layer"] if self.collapsed else []
+        said += ["small convolutions as matrix products"] if self.small_convolutions else []
+        said += ["steps as CUDA graphs"] if self.graphs else []
+        said += {
+            "none": [],
+            "flat": ["gradients exchanged at once"],
+            "overlapped": ["gradients exchanged during the backward pass"],
+            "ordered": ["gradients summed in one order"],
+        }[self.exchange]
+        said += [self.remark] if self.remark else []
+        return ", ".join(said)
+
+
+def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.device, world_size: int) -> Choices:
+    """What suits ``model``, as built, and ``dataset`` on ``device``."""
+    cuda = device.type == "cuda"
+    on_device = cuda and _fits(settings, dataset, device)
+    remark = ""
+    if settings.runtime.compile == "graphs":
+        needs = {
+            "a GPU": cuda,
+            "the pictures on the device": on_device,
+            "bf16 or fp32": settings.runtime.precision != "fp16",  # fp16's loss scaling looks at each step's gradient
+        }
+        lacking = [need for need, met in needs.items() if not met]
+        remark = f"no CUDA graphs, which need {lacking[0]}" if lacking else ""
+    graphs = settings.runtime.compile == "graphs" and not remark
+    return Choices(
+        pictures_on_device=on_device,
+        collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
+        lanes=8 if not cuda and settings.model.name == "simple_cnn" else 1,
+        small_convolutions=not cuda and settings.model.name in ("vgg16", "vgg16_bn"),
+        graphs=graphs,
+        exchange=_exchange(settings, model, world_size, graphs=graphs),
+        remark=remark,
+    )
+
+
+def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:
+    """Whether the pictures are copied: when told so, or when they take less than half of the memory that is free."""
+    if settings.runtime.data_on != "auto":
+        return settings.runtime.data_on == "device"
+    size: int = dataset.train.images.nbytes + dataset.test.images.nbytes
+    return size < torch.cuda.mem_get_info(device)[0] / 2
+
+
+def _exchange(settings: Config, model: nn.Module, world_size: int, *, graphs: bool) -> Exchange:
+    if settings.train.gradient_shards:
+        return "ordered"
+    if world_size == 1:
+        return "flat" if graphs and settings.train.gradient_accumulation > 1 else "none"
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    return "flat" if graphs or size <= ONE_BUCKET else "overlapped"

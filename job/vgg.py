@@ -1,0 +1,118 @@
+"""VGG on pictures of 32 pixels without what it does 49 times over, for training.
+
+The last feature map is 1 x 1 there. torchvision repeats it at 7 x 7 places before the first fully connected layer, so
+the 49 blocks of that layer's weight see the same input, add up to one matrix and get the same gradient. Training their
+sum, with a learning rate 49 times as large, is the same training, to rounding, with a quarter of the parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from job.config import Config
+
+COPIES = 49
+LAYER = "classifier.0.weight"
+
+
+def collapses(settings: Config, model: nn.Module, image_size: int) -> bool:
+    """Whether ``collapse`` leaves training what it is.
+
+    It does not for larger feature maps, whose 49 places differ, nor for Adam with an L2 penalty, which is no longer the
+    same for all blocks once it is divided by the root of the second moment. (SGD's penalty and AdamW's decay are.)
+    """
+    penalised = settings.optimizer.name == "adam" and settings.optimizer.weight_decay > 0
+    weight = dict(model.named_parameters()).get(LAYER)
+    pooled = isinstance(getattr(model, "avgpool", None), nn.AdaptiveAvgPool2d)
+    return image_size // 32 == 1 and not penalised and pooled and weight is not None and weight.shape[1] == 512 * COPIES
+
+
+def collapse(model: nn.Module) -> None:
+    """Put the sum of the 49 blocks in their place, and nothing in the place of the pool.
+
+    The new weight [4096, 512] has an attribute ``copies``, by which the optimizer and the norm of the gradient count.
+    """
+    old = model.get_submodule("classifier.0")
+    assert isinstance(old, nn.Linear)
+    new = nn.utils.skip_init(nn.Linear, old.in_features // COPIES, old.out_features, dtype=old.weight.dtype)
+    with torch.no_grad():
+        new.weight.copy_(_blocks(old.weight).sum(2))
+        new.bias.copy_(old.bias)
+    new.weight.copies = COPIES
+    model.set_submodule("classifier.0", new)
+    model.set_submodule("avgpool", nn.Identity())
+
+
+def expanded(state: dict[str, Tensor], before: Tensor | None = None, kept: float = 1.0) -> dict[str, Tensor]:
+    """``state`` of a collapsed model in torchvision's layout, and any other as it is.
+
+    The blocks differ by as much as they did in the weight ``before`` [4096, 25088] training, times ``kept``, or not at
+    all. The 49 places add up to the same logits either way.
+    """
+    total = state.get(LAYER)
+    if total is None or total.shape[1] != 512:
+        return state
+    blocks = (total / COPIES)[:, :, None].expand(-1, -1, COPIES)
+    if before is not None:
+        old = _blocks(before)
+        blocks = blocks + kept * (old - old.mean(2, keepdim=True))
+    return state | {LAYER: blocks.reshape(len(total), -1)}
+
+
+class MatrixPool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as one matrix product, whose gradient is the same each time.
+
+    CUDA's own adds in whatever order threads come, and refuses to where only deterministic kernels are allowed.
+    """
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, c, h, w] to [b, c, *output_size]."""
+        b, c, h, w = x.shape
+        with torch.no_grad():
+            weights = self.pool(torch.eye(h * w, dtype=x.dtype, device=x.device).view(h * w, 1, h, w))
+        pooled: Tensor = x.flatten(2) @ weights.flatten(1)
+        return pooled.view(b, c, *weights.shape[2:])
+
+
+def use_matrix_pool(model: nn.Module) -> None:
+    """Put a ``MatrixPool`` in the place of VGG's last pool."""
+    pool = getattr(model, "avgpool", None)
+    if isinstance(pool, nn.AdaptiveAvgPool2d):
+        model.set_submodule("avgpool", MatrixPool(pool))
+
+
+def _blocks(weight: Tensor) -> Tensor:
+    """[out, 512 * 49] as [out, 512, 49]: channels come first when a feature map is flattened."""
+    return weight.view(len(weight), -1, COPIES)
+
+
+class SmallConv2d(nn.Conv2d):
+    """A 3 x 3 convolution with padding 1 as one matrix product, for feature maps of a few pixels on the CPU.
+
+    oneDNN's kernels are far below the matrix rate at 2 x 2 and 4 x 4 pixels; at 8 x 8 they are ahead.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, in, h, w] to [b, out, h, w], both channels-last."""
+        b, _, h, w = x.shape
+        if h > 4:
+            return super().forward(x)
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [b, h + 2, w + 2, in]
+        windows = torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3)
+        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)  # [out, 9 * in]
+        return F.linear(windows.reshape(b * h * w, -1), weight, self.bias).view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def use_small_convolutions(model: nn.Module) -> None:
+    """Make ``SmallConv2d`` of VGG's convolutions, with the same parameters."""
+    for name, old in list(model.named_modules()):
+        if type(old) is nn.Conv2d and old.kernel_size == (3, 3) and old.padding == (1, 1):
+            new = nn.utils.skip_init(SmallConv2d, old.in_channels, old.out_channels, 3, padding=1)
+            new.weight, new.bias = old.weight, old.bias
+            model.set_submodule(name, new)

@@ -1,0 +1,176 @@
+"""What the machine can do and what a step needs: the time that no program can go below.
+
+    python tests/benchmarks/floors.py machine [--seconds 1]       matrix rates, memory bandwidth; the networks' needs
+    python tests/benchmarks/floors.py exchange [--processes 2]    all-reduce over sizes
+
+Each prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parent)]
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from reference import network
+from torch import Tensor, nn
+
+
+def machine(seconds: float) -> dict[str, float | str]:
+    """Best rates seen: fp32, tf32 and bf16 matrix products in operations/s, a copy in bytes/s, read and written."""
+    cuda = torch.cuda.is_available()
+    device, size = ("cuda", 8192) if cuda else ("cpu", 1024 if seconds >= 1 else 256)
+    found: dict[str, float | str] = {"device": device, "threads": torch.get_num_threads()}
+    kinds = [("fp32", torch.float32, "highest"), ("bf16", torch.bfloat16, "highest")]
+    for name, dtype, precision in [*kinds, ("tf32", torch.float32, "high")][: 3 if cuda else 2]:
+        torch.set_float32_matmul_precision(precision)
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        found[name] = 2 * size**3 / _best(partial(torch.mm, a, b, out=out), seconds)
+    source = torch.ones(2**30 if cuda else 2**26, device=device)  # 4 GB, 256 MB: far more than caches hold
+    target = torch.empty_like(source)
+    found["bandwidth"] = 2 * source.nbytes / _best(lambda: target.copy_(source), seconds)
+    return found
+
+
+def _best(work: Callable[[], object], seconds: float) -> float:
+    """The shortest time of one ``work`` within so many seconds, at least three times."""
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times) < 3:
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def needs() -> dict[str, dict[str, float]]:
+    """For each network at 32 x 32 and ten classes what one image and one step take.
+
+    ``forward`` and ``training``: multiply-adds of convolutions and linear layers for an image; training adds a product
+    of the same size for each weight's gradient and for each input's, but the pictures'. ``activations``: bytes of these
+    layers' outputs in fp32. ``parameters``: weights and biases. ``vgg16 without its repetition`` has the first linear
+    layer at 512 inputs: at this size the other 48 copies of each see the same values.
+    """
+    with torch.device("meta"):  # shapes are enough
+        found = {name: _count(network(name, 10)) for name in ("simple_cnn", "vgg16")}
+    collapsed = dict(found["vgg16"])
+    less = 48 * 512 * 4096
+    for key, times in (("forward", 1), ("training", 3), ("parameters", 1)):
+        collapsed[key] -= times * less
+    found["vgg16 without its repetition"] = collapsed
+    return found
+
+
+def _count(model: nn.Module) -> dict[str, float]:
+    forward = inputs = outputs = 0
+
+    def seen(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal forward, inputs, outputs
+        products = output.numel() * layer.weight[0].numel()  # type: ignore[index]
+        inputs += 0 if forward == 0 else products  # nobody asks for the pictures' gradient
+        forward += products
+        outputs += output.numel()
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(seen)
+    model.eval()
+    with torch.no_grad():
+        model(torch.zeros(1, 3, 32, 32))
+    return {
+        "forward": forward,
+        "training": 2 * forward + inputs,
+        "activations": 4 * outputs,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+ADAM_BYTES = 28
+"""for each fp32 parameter a step of Adam reads weight, gradient and two moments and writes all but the gradient"""
+PICTURE_BYTES = 32 * 32 * 3
+
+
+def step_seconds(need: dict[str, float], rates: dict[str, Any], *, precision: str, batch: int) -> dict[str, float]:
+    """The least time of a training step of ``batch`` images, by its arithmetic and by its bytes.
+
+    Bytes: each picture read once, each output of a layer written once and read once in the backward pass, and Adam's.
+    Caches may hold some of that; a step can take less than its bytes say, but not less than its arithmetic.
+    """
+    # A loop may compute in the wider type where the narrow one is emulated, and slower.
+    kinds = ("fp32", "tf32", "bf16") if precision == "bf16" else ("fp32", "tf32")
+    rate = max(rates[kind] for kind in kinds if kind in rates)
+    width = 2 if precision == "bf16" else 4
+    moved = batch * (PICTURE_BYTES + 2 * need["activations"] * width / 4) + ADAM_BYTES * need["parameters"]
+    return {"arithmetic": 2 * need["training"] * batch / rate, "memory": moved / rates["bandwidth"]}
+
+
+def exchange(processes: int, seconds: float) -> dict[str, Any]:
+    """Median seconds of an all-reduce by its bytes, over ``processes`` processes of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = mp.get_context("spawn").SimpleQueue()
+    mp.spawn(_exchange, (processes, port, seconds, results), processes)
+    return {"processes": processes, "backend": _backend(), "seconds": results.get()}
+
+
+def _backend() -> str:
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any) -> None:
+    torch.set_num_threads(1)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(_backend(), f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    found: dict[int, float] = {}
+    # Nothing; SimpleCNN; more; VGG16, each input once.
+    for count in (2, 62_006, 1_000_000, 33_638_218)[: 4 if seconds >= 1 else 3]:
+        tensor = torch.zeros(count, device="cuda" if cuda else "cpu")
+        times: list[float] = []
+        enough, spent = max(5, min(300, int(20_000_000 / count))), 0.0
+        # A number that all processes know, so that none waits for an exchange which the others do not begin.
+        for _ in range(min(enough, 50) if seconds < 1 else enough):
+            began = time.perf_counter()
+            dist.all_reduce(tensor)
+            if cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+            spent += times[-1]
+        found[tensor.nbytes] = statistics.median(times)
+    if rank == 0:
+        results.put(found)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["machine", "exchange"])
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    if given.what == "machine":
+        print(json.dumps({"rates": machine(given.seconds), "needs": needs()}))
+    else:
+        print(json.dumps(exchange(given.processes, given.seconds)))
+
+
+if __name__ == "__main__":
+    main()
