@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing.connection
@@ -56,7 +57,8 @@ class Job:
         """Send a signal to one rank, or to all."""
         for process in self.ranks if rank is None else [self.ranks[rank]]:
             if process.exitcode is None:
-                os.kill(process.pid or 0, number)
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                    os.kill(process.pid or 0, number)
 
     def wait(self, seconds: float = PATIENCE) -> list[int]:
         """The exit status of each rank (-9 for SIGKILL).
