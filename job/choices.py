@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
+from torch.backends import cpu
 
 from job import vgg
 from job.config import Config
@@ -31,18 +33,21 @@ class Choices:
     """VGG's first fully connected layer is trained as the sum of its 49 equal parts (``job.vgg``)"""
     lanes: int
     """SimpleCNN's channels are filled up to a multiple of this"""
+    pairs: bool
+    """SimpleCNN's first convolution gives two pixels at once"""
     small_convolutions: bool
     """VGG's convolutions of small feature maps are matrix products"""
     graphs: bool
     """steps are CUDA graphs (``job.graphs``)"""
     exchange: Exchange
-    remark: str = ""
-    """what was asked for and cannot be done"""
+    remarks: tuple[str, ...] = ()
+    """what was asked for and cannot be done, or does not pay"""
 
     def __str__(self) -> str:
         said = ["pictures on the device" if self.pictures_on_device else "pictures in host memory"]
         said += ["channels-last", "fused optimizer"]
         said += [f"channels in multiples of {self.lanes}"] if self.lanes > 1 else []
+        said += ["first convolution two pixels at once"] if self.pairs else []
         said += ["one for the 49 equal parts of the first fully connected layer"] if self.collapsed else []
         said += ["small convolutions as matrix products"] if self.small_convolutions else []
         said += ["steps as CUDA graphs"] if self.graphs else []
@@ -52,33 +57,49 @@ class Choices:
             "overlapped": ["gradients exchanged during the backward pass"],
             "ordered": ["gradients summed in one order"],
         }[self.exchange]
-        said += [self.remark] if self.remark else []
-        return ", ".join(said)
+        return ", ".join([*said, *self.remarks])
 
 
 def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.device, world_size: int) -> Choices:
     """What suits ``model``, as built, and ``dataset`` on ``device``."""
     cuda = device.type == "cuda"
     on_device = cuda and _fits(settings, dataset, device)
-    remark = ""
-    if settings.runtime.compile == "graphs":
+    precision = settings.runtime.precision
+    remarks = []
+    graphs = settings.runtime.compile == "graphs"
+    if graphs:
         needs = {
             "a GPU": cuda,
             "the pictures on the device": on_device,
-            "bf16 or fp32": settings.runtime.precision != "fp16",  # fp16's loss scaling looks at each step's gradient
+            "bf16 or fp32": precision != "fp16",  # fp16's loss scaling looks at each step's gradient
         }
         lacking = [need for need, met in needs.items() if not met]
-        remark = f"no CUDA graphs, which need {lacking[0]}" if lacking else ""
-    graphs = settings.runtime.compile == "graphs" and not remark
+        graphs = not lacking
+        remarks += [f"no CUDA graphs, which need {lacking[0]}"] if lacking else []
+    if precision == "bf16" and not cuda and (times := _product_seconds("bf16") / _product_seconds("fp32")) > 1.1:
+        remarks.append(f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU")
+    simple_cnn, sixteen = settings.model.name == "simple_cnn", cpu.get_cpu_capability() == "AVX512"
     return Choices(
         pictures_on_device=on_device,
         collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
-        lanes=8 if not cuda and settings.model.name == "simple_cnn" else 1,
-        small_convolutions=not cuda and settings.model.name in ("vgg16", "vgg16_bn"),
+        lanes=8 if not cuda and simple_cnn else 1,
+        pairs=not cuda and simple_cnn and sixteen and precision == "fp32",
+        small_convolutions=not cuda and not simple_cnn,
         graphs=graphs,
         exchange=_exchange(settings, model, world_size, graphs=graphs),
-        remark=remark,
+        remarks=tuple(remarks),
     )
+
+
+def _product_seconds(precision: Literal["bf16", "fp32"]) -> float:
+    """Of the fastest of some matrix products that take less than a millisecond each."""
+    matrix = torch.ones(256, 256, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
 
 
 def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:

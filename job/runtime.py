@@ -133,6 +133,23 @@ class Runtime:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control_group)
         return tensor.tolist()
 
+    def keep_to_own_cores(self) -> bool:
+        """On CPUs, take a share of the host's cores for this process alone; whether that was done on every rank.
+
+        Otherwise the threads of one that waits for a gradient wake up where another computes, and queue behind it: one
+        exchange in four took milliseconds in place of half a one. Every rank must call it.
+        """
+        if self.world_size == 1 or self.device.type != "cpu" or sys.platform != "linux":
+            return False
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        first = self.rank - self.local_rank
+        allowed = self.gathered(os.sched_getaffinity(0))[first : first + count]
+        threads = int(os.environ["OMP_NUM_THREADS"])
+        share = launched.share_of_cores(allowed, self.local_rank, threads) if count > 1 else None
+        if share is not None:
+            launched.keep_to(share)
+        return all(self.gathered(share is not None))
+
     def close(self) -> None:
         """Leave the group after success. After a failure nobody waits for anybody: just exit."""
         if self.world_size > 1:

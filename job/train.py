@@ -104,6 +104,7 @@ def _train(
     dataset = place.guarded(lambda: datasets.load(settings.data, settings.train.seed))
     assert dataset is not None
     console.say(_describe_data(dataset))
+    own_cores = place.keep_to_own_cores()  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
     place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
@@ -115,7 +116,7 @@ def _train(
         end_time=launched.end_time(),
         maximum=place.maximum if place.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer))
+    console.say(_describe_plan(trainer) + (", each process on its own cores" if own_cores else ""))
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn

@@ -338,7 +338,7 @@ class Trainer:
         else:
             vgg.use_matrix_pool(model)
         if isinstance(model, models.SimpleCNN):
-            model.lanes = choices.lanes
+            model.lanes, model.pairs = choices.lanes, choices.pairs
         if choices.small_convolutions:
             vgg.use_small_convolutions(model)
         if saved is not None:
