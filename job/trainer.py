@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from job import checkpoint, config, evaluation, models, optimizers, vgg
+from job import checkpoint, config, evaluation, layout
 from job.batches import Batches, Part
 from job.checkpoint import Checkpoints, NotFiniteError, State
-from job.choices import Choices, choose
 from job.config import Config, UserError
 from job.console import Console
 from job.datasets import Dataset, placed
@@ -76,7 +75,8 @@ class Trainer:
         )
         saved = runtime.guarded(self._load, on=runtime.is_rank_zero)
         state = runtime.from_rank_zero(saved.trainer if saved else None)
-        self.model, self.choices = self._build(saved, pretrained=state is None)
+        weights = saved.model if saved else None
+        self.model, self.choices = layout.build(settings, dataset, runtime, weights, pretrained=state is None)
         at_hand = placed(dataset, runtime.device) if self.choices.pictures_on_device else dataset
         self.batches = {
             name: Batches(
@@ -329,54 +329,17 @@ class Trainer:
         self.directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         return state
 
-    def _build(self, saved: State | None, *, pretrained: bool) -> tuple[nn.Module, Choices]:
-        settings, runtime = self.settings, self.runtime
-        model = self._initial(pretrained=pretrained)
-        choices = choose(settings, model, self.dataset, runtime.device, runtime.world_size)
-        if choices.collapsed:
-            vgg.collapse(model)
-        else:
-            vgg.use_matrix_pool(model)
-        if isinstance(model, models.SimpleCNN):
-            model.lanes, model.pairs = choices.lanes, choices.pairs
-        if choices.small_convolutions:
-            vgg.use_small_convolutions(model)
-        if saved is not None:
-            models.load_state_dict(model, saved.model, name="the checkpoint's weights")
-        model.to(runtime.device).to(memory_format=torch.channels_last)
-        if settings.runtime.compile == "default":
-            model.compile()
-        return model, choices
-
     def final_weights(self) -> dict[str, Tensor]:
-        """The network's weights in its own layout, on the CPU, for rank zero: a collapsed layer is spread out again."""
-        state = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
-        if not self.choices.collapsed:
-            return state
-        # The parts still differ by what they did before training. That is computed anew, and not carried along.
-        before = self._built()
-        try:
-            models.pretrained(self.settings.model, before, download=False)
-        except UserError as error:
-            self.console.warn(f"the first weights are gone ({error}): the 49 parts of {vgg.LAYER} are saved as equals")
-            return vgg.expanded(state)
-        steps = self.progress.step - self.progress.skipped
-        left = optimizers.left_of_decay(self.settings, steps, self.steps_per_epoch)
-        return vgg.expanded(state, before.state_dict()[vgg.LAYER], left)
-
-    def _initial(self, *, pretrained: bool) -> nn.Module:
-        """The network before training, on every rank; where weights are loaded from a file, on rank zero."""
-        settings, model = self.settings, self._built()
-        if pretrained:
-            self.runtime.guarded(
-                lambda: models.pretrained(settings.model, model, download=settings.data.download),
-                on=self.runtime.is_rank_zero,
-            )
-        return model
-
-    def _built(self) -> nn.Module:
-        size, seed = self.dataset.train.images.shape[-1], self.settings.train.seed
-        return models.build(self.settings.model, classes=len(self.dataset.classes), image_size=size, seed=seed)
+        """The network's weights in its own form, on the CPU, for rank zero."""
+        return layout.own_weights(
+            self.model,
+            self.choices,
+            self.settings,
+            self.dataset,
+            steps=self.progress.step - self.progress.skipped,
+            steps_per_epoch=self.steps_per_epoch,
+            warn=self.console.warn,
+        )
 
 
 def _finite(value: float) -> float | None:
