@@ -117,7 +117,8 @@ class Preemption:
         wish = max(1, min(int(AGREE_EVERY * ticks_a_second), 2 * self._ticks, 10_000))
         stop, self._ticks = self._maximum([_REASONS.index(self.reason) if self.reason else 0, wish])
         self._ticks_left = self._ticks
-        self.reason = _REASONS[stop] if stop else None
+        if stop:  # and if not, one that came meanwhile is for the next time
+            self.reason = _REASONS[stop]
         return bool(stop)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:

@@ -4,6 +4,7 @@
 that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 
 Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
+``agreement`` (of two or more ranks on whether to stop, when all have said and none has heard),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
 the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's loss), inf (a gradient), slow (wait
@@ -34,6 +35,7 @@ from torch import nn
 
 from job import checkpoint, evaluation, failures, files, launched, models, train, trainer
 from job.batches import Batches, Part
+from job.runtime import Runtime
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
 WAITS = {"slow": 0.1, "hang": 60}
@@ -52,6 +54,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     step, predictions = trainer.Trainer._step, Batches.evaluation
     run, write, replace = trainer.Trainer.run, files.write_file, Path.replace
+    maximum = Runtime.maximum
 
     def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
         come_to("start")
@@ -68,6 +71,11 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
         if "inf" in doing:
             handle.remove()
         return total
+
+    def injected_maximum(self: Runtime, values: list[int]) -> list[int]:
+        result = maximum(self, values)
+        come_to("agreement")
+        return result
 
     def injected_evaluation(self: Batches, batch_size: int) -> Any:
         for batch in predictions(self, batch_size):
@@ -87,6 +95,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     trainer.Trainer.run = injected_run  # type: ignore[method-assign]
     trainer.Trainer._step = injected_step  # type: ignore[method-assign]
+    Runtime.maximum = injected_maximum  # type: ignore[method-assign]
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
     files.write_file = injected_write

@@ -292,7 +292,7 @@ def test_lines_that_the_file_system_lost_are_written_again_from_an_older_checkpo
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_ends_with_status_2_and_changes_nothing(start, tmp_path) -> None:
-    start(faults=[{"do": "kill", "at": "step", "n": 20}]).wait()
+    start(faults=[{"do": "kill", "at": "step", "n": 20}, SLOW]).wait()  # slow: each save stands before the next is due
     run = tmp_path / "run"
     for name in checkpoints(run):
         emptied(run / "checkpoints" / name / "trainer.json")

@@ -75,6 +75,14 @@ def test_two_processes_stop_after_the_same_step_whichever_is_told(start, undistu
     same(run, undisturbed(processes=2))
 
 
+def test_a_signal_that_all_ranks_get_while_they_agree_to_go_on_is_not_lost(start, undisturbed, same, tmp_path) -> None:
+    told = {"do": "int", "at": "agreement", "n": 3, "rank": None}
+    job = start(processes=2, faults=[SLOW, told])
+    assert job.wait() == [75, 75], job.output
+    assert start(processes=2).wait() == [0, 0]
+    same(tmp_path / "run", undisturbed(processes=2))
+
+
 def test_a_second_ctrl_c_ends_at_once(start, undisturbed, same, tmp_path) -> None:
     """Here while the save that the first one asked for hangs."""
     run = tmp_path / "run"
