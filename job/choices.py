@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -31,10 +32,10 @@ class Choices:
     pictures_on_device: bool
     collapsed: bool
     """VGG's first fully connected layer is trained as the sum of its 49 equal parts (``job.vgg``)"""
-    lanes: int
-    """SimpleCNN's channels are filled up to a multiple of this"""
+    few_channels: bool
+    """SimpleCNN's convolutions are of the kinds for few channels (``job.convolutions``)"""
     pairs: bool
-    """SimpleCNN's first convolution gives two pixels at once"""
+    """the first of them goes from pair to pair of pixels"""
     small_convolutions: bool
     """VGG's convolutions of small feature maps are matrix products"""
     graphs: bool
@@ -46,8 +47,8 @@ class Choices:
     def __str__(self) -> str:
         said = ["pictures on the device" if self.pictures_on_device else "pictures in host memory"]
         said += ["channels-last", "fused optimizer"]
-        said += [f"channels in multiples of {self.lanes}"] if self.lanes > 1 else []
-        said += ["first convolution two pixels at once"] if self.pairs else []
+        said += ["convolutions for few channels"] if self.few_channels else []
+        said += ["two pixels at once"] if self.pairs else []
         said += ["one for the 49 equal parts of the first fully connected layer"] if self.collapsed else []
         said += ["small convolutions as matrix products"] if self.small_convolutions else []
         said += ["steps as CUDA graphs"] if self.graphs else []
@@ -79,12 +80,14 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.d
     if precision == "bf16" and not cuda and (times := _product_seconds("bf16") / _product_seconds("fp32")) > 1.1:
         remarks.append(f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU")
     simple_cnn, sixteen = settings.model.name == "simple_cnn", cpu.get_cpu_capability() == "AVX512"
+    # MKL computes fp32 products, and on CPUs of other makers with AVX2 alone; oneDNN's convolutions know no makers.
+    products = precision != "fp32" or not sixteen or _by_intel()
     return Choices(
         pictures_on_device=on_device,
         collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
-        lanes=8 if not cuda and simple_cnn else 1,
-        pairs=not cuda and simple_cnn and sixteen and precision == "fp32",
-        small_convolutions=not cuda and not simple_cnn,
+        few_channels=not cuda and simple_cnn,
+        pairs=not cuda and simple_cnn and sixteen,
+        small_convolutions=not cuda and not simple_cnn and products,
         graphs=graphs,
         exchange=_exchange(settings, model, world_size, graphs=graphs),
         remarks=tuple(remarks),
@@ -100,6 +103,13 @@ def _product_seconds(precision: Literal["bf16", "fp32"]) -> float:
         matrix @ matrix
         seconds.append(time.perf_counter() - began)
     return min(seconds)
+
+
+def _by_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:

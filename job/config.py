@@ -38,6 +38,9 @@ class Model:
     """network"""
     weights: str | None = None
     """null (random), "imagenet" (torchvision's, VGG only), or a state dict's path (.safetensors or .pth)"""
+    features_once: bool = False
+    """VGG at 32 to 63 pixels: the first fully connected layer gets each feature once and learns as fast as the others;
+    torchvision's gets each 49 times over and learns 49 times as fast (the weights file has torchvision's layout)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +218,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
+        if self.model.name == "simple_cnn" and self.model.features_once:
+            raise UserError("model.features_once=true", "simple_cnn repeats none; use false, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":

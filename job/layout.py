@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from job import models, optimizers, vgg
+from job import convolutions, models, optimizers, vgg
 from job.choices import Choices, choose
 from job.config import Config, UserError
 from job.datasets import Dataset
@@ -29,11 +29,12 @@ def build(
         )
     choices = choose(settings, model, dataset, runtime.device, runtime.world_size)
     if choices.collapsed:
-        vgg.collapse(model)
+        vgg.collapse(model, features_once=settings.model.features_once)
     else:
         vgg.use_matrix_pool(model)
-    if isinstance(model, models.SimpleCNN):
-        model.lanes, model.pairs = choices.lanes, choices.pairs
+    if choices.few_channels:
+        convolutions.use(model, "conv1", convolutions.FilledConv2d).pairs = choices.pairs
+        convolutions.use(model, "conv2", convolutions.BackwardConv2d)
     if choices.small_convolutions:
         vgg.use_small_convolutions(model)
     if saved is not None:

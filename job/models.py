@@ -26,12 +26,6 @@ class SimpleCNN(nn.Module):
     Takes [b, 3, 32, 32] floats, gives [b, classes] logits.
     """
 
-    lanes = 1
-    """the six channels between the convolutions are filled up with zeros to a multiple of this: vector units take eight
-    at once, and six are slower"""
-    pairs = False
-    """the first convolution gives two neighbouring pixels at once, and vector units that take sixteen are full"""
-
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 6, 5)
@@ -41,30 +35,13 @@ class SimpleCNN(nn.Module):
         self.fc3 = nn.Linear(84, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        weight1, bias1, weight2 = self.conv1.weight, self.conv1.bias, self.conv2.weight
-        if zeros := -len(weight1) % self.lanes:
-            assert bias1 is not None
-            weight1, bias1 = F.pad(weight1, (0, 0, 0, 0, 0, 0, 0, zeros)), F.pad(bias1, (0, zeros))
-            weight2 = F.pad(weight2, (0, 0, 0, 0, 0, zeros))
-        x = _in_pairs(images, weight1, bias1) if self.pairs else F.conv2d(images, weight1, bias1)
         # ReLU after the pool gives the same values as before it, on a quarter of the elements.
-        x = F.relu(F.max_pool2d(x, 2))  # [b, 6, 14, 14]
-        x = F.relu(F.max_pool2d(F.conv2d(x, weight2, self.conv2.bias), 2))  # [b, 16, 5, 5]
+        x = F.relu(F.max_pool2d(self.conv1(images), 2))  # [b, 6, 14, 14]
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))  # [b, 16, 5, 5]
         x = F.relu(self.fc1(x.flatten(1)))
         x = F.relu(self.fc2(x))
         logits: Tensor = self.fc3(x)
         return logits
-
-
-def _in_pairs(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.conv2d`` to an even width, each pixel and its right neighbour as twice the channels of one.
-
-    In channels-last memory that is the same order, and a view.
-    """
-    assert bias is not None
-    both = torch.cat([F.pad(weight, (0, 1)), F.pad(weight, (1, 0))])  # the right one's pixels begin one further
-    x = F.conv2d(images, both, bias.repeat(2), stride=(1, 2)).permute(0, 2, 3, 1)
-    return x.reshape(*x.shape[:2], -1, len(weight)).permute(0, 3, 1, 2)
 
 
 def vgg16(classes: int) -> nn.Module:

@@ -128,7 +128,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         models.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
         if vgg.collapses(settings, model, size):
-            vgg.collapse(model)  # what is trained, and kept in checkpoints
+            vgg.collapse(model, features_once=settings.model.features_once)  # what is trained, and kept in checkpoints
         return f"{settings.model.name}, {models.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]

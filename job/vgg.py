@@ -9,30 +9,38 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from job.config import Config
+from job import convolutions
+from job.config import Config, UserError
 
 COPIES = 49
 LAYER = "classifier.0.weight"
 
 
 def collapses(settings: Config, model: nn.Module, image_size: int) -> bool:
-    """Whether ``collapse`` leaves training what it is.
+    """Whether ``collapse`` is asked for, or leaves training what it is.
 
     It does not for larger feature maps, whose 49 places differ, nor for Adam with an L2 penalty, which is no longer the
     same for all blocks once it is divided by the root of the second moment. (SGD's penalty and AdamW's decay are.)
+    Raises UserError when it is asked for and cannot be done.
     """
     penalised = settings.optimizer.name == "adam" and settings.optimizer.weight_decay > 0
     weight = dict(model.named_parameters()).get(LAYER)
     pooled = isinstance(getattr(model, "avgpool", None), nn.AdaptiveAvgPool2d)
-    return image_size // 32 == 1 and not penalised and pooled and weight is not None and weight.shape[1] == 512 * COPIES
+    fits = image_size // 32 == 1 and pooled and weight is not None and weight.shape[1] == 512 * COPIES
+    if settings.model.features_once and not fits:
+        raise UserError(
+            f"model.features_once=true at {image_size} pixels",
+            "features are repeated from 32 to 63 pixels only; use data.image_size 32, or false",
+        )
+    return fits and (settings.model.features_once or not penalised)
 
 
-def collapse(model: nn.Module) -> None:
+def collapse(model: nn.Module, *, features_once: bool = False) -> None:
     """Put the sum of the 49 blocks in their place, and nothing in the place of the pool.
 
-    The new weight [4096, 512] has an attribute ``copies``, by which the optimizer and the norm of the gradient count.
+    The new weight [4096, 512] has an attribute ``copies``, by which the optimizer and the norm of the gradient count:
+    49, for torchvision's training, or 1 with ``features_once``.
     """
     old = model.get_submodule("classifier.0")
     assert isinstance(old, nn.Linear)
@@ -40,7 +48,7 @@ def collapse(model: nn.Module) -> None:
     with torch.no_grad():
         new.weight.copy_(_blocks(old.weight).sum(2))
         new.bias.copy_(old.bias)
-    new.weight.copies = COPIES
+    new.weight.copies = 1 if features_once else COPIES
     model.set_submodule("classifier.0", new)
     model.set_submodule("avgpool", nn.Identity())
 
@@ -92,27 +100,8 @@ def _blocks(weight: Tensor) -> Tensor:
     return weight.view(len(weight), -1, COPIES)
 
 
-class SmallConv2d(nn.Conv2d):
-    """A 3 x 3 convolution with padding 1 as one matrix product, for feature maps of a few pixels on the CPU.
-
-    oneDNN's kernels are far below the matrix rate at 2 x 2 and 4 x 4 pixels; at 8 x 8 they are ahead.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, in, h, w] to [b, out, h, w], both channels-last."""
-        b, _, h, w = x.shape
-        if h > 4:
-            return super().forward(x)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [b, h + 2, w + 2, in]
-        windows = torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3)
-        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)  # [out, 9 * in]
-        return F.linear(windows.reshape(b * h * w, -1), weight, self.bias).view(b, h, w, -1).permute(0, 3, 1, 2)
-
-
 def use_small_convolutions(model: nn.Module) -> None:
-    """Make ``SmallConv2d`` of VGG's convolutions, with the same parameters."""
-    for name, old in list(model.named_modules()):
-        if type(old) is nn.Conv2d and old.kernel_size == (3, 3) and old.padding == (1, 1):
-            new = nn.utils.skip_init(SmallConv2d, old.in_channels, old.out_channels, 3, padding=1)
-            new.weight, new.bias = old.weight, old.bias
-            model.set_submodule(name, new)
+    """Make products of VGG's convolutions of small feature maps."""
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Conv2d:
+            convolutions.use(model, name, convolutions.SmallConv2d)

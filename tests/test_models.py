@@ -29,19 +29,6 @@ def test_simple_cnn_is_the_tutorial_network() -> None:
     assert torch.allclose(model(images), reference(images), atol=1e-6)
 
 
-def test_filled_up_channels_and_pixels_in_pairs_change_neither_logits_nor_gradients() -> None:
-    images = torch.randn(5, 3, 32, 32, dtype=torch.float64).to(memory_format=torch.channels_last)
-    found = []
-    for lanes, pairs in ((1, False), (8, False), (1, True), (8, True)):
-        model = build().double().to(memory_format=torch.channels_last)
-        model.lanes, model.pairs = lanes, pairs
-        logits = model(images)
-        logits.square().sum().backward()
-        found.append([logits, *(parameter.grad for parameter in model.parameters())])
-    for other in found[1:]:
-        assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(found[0], other, strict=True))
-
-
 def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = models.digest(build().state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job import models, optimizers, vgg
-from job.config import Config, Data, Model, Optimizer, Schedule, Train
+from job.config import Config, Data, Model, Optimizer, Schedule, Train, UserError
 
 STEPS = 6
 
@@ -102,30 +103,37 @@ def test_a_collapsed_network_is_handed_back_in_torchvisions_layout_with_the_same
             )
 
 
+def test_features_once_trains_the_network_whose_first_layer_takes_512_features() -> None:
+    torch.manual_seed(0)
+    whole = Small().double()
+    plain = copy.deepcopy(whole)
+    first = nn.Linear(512, 6, dtype=torch.float64)
+    with torch.no_grad():
+        first.weight.copy_(whole.classifier[0].weight.view(6, 512, 49).sum(2))
+        first.bias.copy_(whole.classifier[0].bias)
+    plain.classifier[0], plain.avgpool = first, nn.Identity()
+    config = settings(Optimizer(name="adam", learning_rate=1e-3, weight_decay=0.1), clip_norm=0.5)
+    config = dataclasses.replace(config, model=Model(name="vgg16", features_once=True))
+    assert vgg.collapses(config, whole, 32)
+    vgg.collapse(whole, features_once=True)
+    assert trained(whole, config) == pytest.approx(trained(plain, config), rel=1e-12)
+    assert vgg.expanded(whole.state_dict())[vgg.LAYER].shape == (6, 512 * 49)
+
+
+def test_features_once_where_they_are_not_repeated_is_refused() -> None:
+    once = Config(model=Model(name="vgg16", features_once=True))
+    with pytest.raises(UserError, match=r"features_once=true at 64 pixels: .*use data.image_size 32"):
+        vgg.collapses(once, Small(), 64)
+    with pytest.raises(UserError, match="features_once"):
+        Config(model=Model(name="simple_cnn", features_once=True))
+
+
 def test_where_the_49_parts_would_part_they_are_left_alone() -> None:
     model = Small()
     penalised = settings(Optimizer(name="adam", weight_decay=1e-4))
     assert not vgg.collapses(penalised, model, 32)
     assert not vgg.collapses(settings(Optimizer()), model, 64)  # 2 x 2 pixels behind the last pool
     assert not vgg.collapses(Config(data=Data()), models.SimpleCNN(10), 32)
-
-
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_a_convolution_as_a_product_is_the_convolution_and_has_its_gradients(size: int) -> None:
-    torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1)).double().to(memory_format=torch.channels_last)
-    fast = copy.deepcopy(plain)
-    vgg.use_small_convolutions(fast)
-    assert list(fast.state_dict()) == list(plain.state_dict())
-    images = torch.randn(3, 5, size, size, dtype=torch.float64).to(memory_format=torch.channels_last)
-    results = []
-    for model in (plain, fast):
-        x = images.clone().requires_grad_()
-        out = model(x)
-        out.square().sum().backward()
-        results.append([out, x.grad, *(parameter.grad for parameter in model.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
