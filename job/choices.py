@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class Choices:
     graphs: bool
     """steps are CUDA graphs (``job.graphs``)"""
     exchange: Exchange
+    shared_memory: bool = False
+    """ranks exchange through memory that they share (``job.exchange``)"""
     remarks: tuple[str, ...] = ()
     """what was asked for and cannot be done, or does not pay"""
 
@@ -58,11 +61,20 @@ class Choices:
             "overlapped": ["gradients exchanged during the backward pass"],
             "ordered": ["gradients summed in one order"],
         }[self.exchange]
+        said += ["through shared memory"] if self.shared_memory else []
         return ", ".join([*said, *self.remarks])
 
 
-def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.device, world_size: int) -> Choices:
-    """What suits ``model``, as built, and ``dataset`` on ``device``."""
+def choose(
+    settings: Config,
+    model: nn.Module,
+    dataset: Dataset,
+    device: torch.device,
+    world_size: int,
+    *,
+    one_host: bool = True,
+) -> Choices:
+    """What suits ``model``, as built, and ``dataset`` on ``device``; ``one_host`` has all processes, or not."""
     cuda = device.type == "cuda"
     on_device = cuda and _fits(settings, dataset, device)
     precision = settings.runtime.precision
@@ -82,6 +94,8 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.d
     simple_cnn, sixteen = settings.model.name == "simple_cnn", cpu.get_cpu_capability() == "AVX512"
     # MKL computes fp32 products, and on CPUs of other makers with AVX2 alone; oneDNN's convolutions know no makers.
     products = precision != "fp32" or not sixteen or _by_intel()
+    on_cpus_of_one_host = one_host and not cuda and sys.platform == "linux" and world_size > 1
+    shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
     return Choices(
         pictures_on_device=on_device,
         collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
@@ -89,7 +103,8 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, device: torch.d
         pairs=not cuda and simple_cnn and sixteen,
         small_convolutions=not cuda and not simple_cnn and products,
         graphs=graphs,
-        exchange=_exchange(settings, model, world_size, graphs=graphs),
+        exchange=_exchange(settings, model, world_size, at_once=graphs or shared_memory),
+        shared_memory=shared_memory,
         remarks=tuple(remarks),
     )
 
@@ -120,10 +135,10 @@ def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:
     return size < torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _exchange(settings: Config, model: nn.Module, world_size: int, *, graphs: bool) -> Exchange:
+def _exchange(settings: Config, model: nn.Module, world_size: int, *, at_once: bool) -> Exchange:
     if settings.train.gradient_shards:
         return "ordered"
     if world_size == 1:
-        return "flat" if graphs and settings.train.gradient_accumulation > 1 else "none"
+        return "flat" if at_once and settings.train.gradient_accumulation > 1 else "none"
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    return "flat" if graphs or size <= ONE_BUCKET else "overlapped"
+    return "flat" if at_once or size <= ONE_BUCKET else "overlapped"

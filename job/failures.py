@@ -74,7 +74,7 @@ def lost_contact(error: BaseException) -> bool:
     """Whether a collective failed because another process is gone or hangs."""
     import torch.distributed as dist
 
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | ConnectionError | TimeoutError):
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "connection", "timed out", "nccl"))

@@ -21,9 +21,9 @@ class Graphs:
     """A step's work as two graphs: pictures to gradient, and gradient to update. Between them ranks may exchange.
 
     Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size are not taken.
-    ``exchanged``: gradients are handed to ``kept`` in between. ``warn`` hears when CUDA cannot record, and then no step
-    is taken. Where there is no CUDA the work is called in
-    place of a graph, in the same order and on the same memory.
+    ``exchanged``: where ranks leave each parameter's gradient for the update, if they do. ``warn`` hears when CUDA
+    cannot record, and then no step is taken. Where there is no CUDA the work is called in place of a graph, in the same
+    order and on the same memory.
     """
 
     def __init__(
@@ -32,8 +32,7 @@ class Graphs:
         update: Callable[[], None],
         parameters: Sequence[nn.Parameter],
         device: torch.device,
-        *,
-        exchanged: bool,
+        exchanged: Sequence[Tensor] | None,
         warn: Callable[[str], None],
     ) -> None:
         self._gradient, self._update, self._parameters = gradient, update, parameters
@@ -41,8 +40,7 @@ class Graphs:
         self._warm = 0
         self._failed = False
         self._part: Part | None = None  # the memory that the graph reads its rows from
-        # Where the graph of the update reads gradients that were exchanged.
-        self._flat = torch.empty(sum(p.numel() for p in parameters), device=device) if exchanged else None
+        self._exchanged = exchanged
 
     def take(self, parts: list[Part]) -> bool:
         """Whether graphs do this step."""
@@ -66,11 +64,6 @@ class Graphs:
             parameter.grad = gradient
         return loss
 
-    def kept(self, flat: Tensor) -> Tensor:
-        """``flat`` where ``update`` looks for it."""
-        assert self._flat is not None
-        return self._flat.copy_(flat)
-
     def update(self) -> None:
         """As a step's ``update``."""
         self._run_update()
@@ -78,14 +71,14 @@ class Graphs:
     def _record(self, part: Part) -> None:
         own = Part(part.rows.clone(), part.weight)
 
-        def gradient() -> tuple[Tensor, list[Tensor | None]]:
+        def gradients() -> tuple[Tensor, list[Tensor | None]]:
             return self._gradient(own), [parameter.grad for parameter in self._parameters]
 
         try:
-            self._run_gradient = recorded(gradient, self._device)
-            if self._flat is not None:
-                for parameter, view in zip(self._parameters, views(self._flat, self._parameters), strict=True):
-                    parameter.grad = view
+            self._run_gradient = recorded(gradients, self._device)
+            if self._exchanged is not None:
+                for parameter, gradient in zip(self._parameters, self._exchanged, strict=True):
+                    parameter.grad = gradient
             self._run_update = recorded(self._update, self._device)
             self._part = own
         except RuntimeError as error:
@@ -113,9 +106,3 @@ def recorded(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]
         return result
 
     return replay
-
-
-def views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """``flat`` [p] cut into one view for each parameter, in its shape and memory layout."""
-    pieces = flat.split([parameter.numel() for parameter in parameters])
-    return [p.as_strided(q.shape, q.stride()) for p, q in zip(pieces, parameters, strict=True)]

@@ -27,7 +27,8 @@ def build(
         runtime.guarded(
             lambda: models.pretrained(settings.model, model, download=settings.data.download), on=runtime.is_rank_zero
         )
-    choices = choose(settings, model, dataset, runtime.device, runtime.world_size)
+    one_host = runtime.local_world_size == runtime.world_size
+    choices = choose(settings, model, dataset, runtime.device, runtime.world_size, one_host=one_host)
     if choices.collapsed:
         vgg.collapse(model, features_once=settings.model.features_once)
     else:

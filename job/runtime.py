@@ -48,6 +48,11 @@ class Runtime:
     def is_rank_zero(self) -> bool:
         return self.rank == 0
 
+    @property
+    def local_world_size(self) -> int:
+        """Processes of this job on this host."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
     def guarded(self, work: Callable[[], T], *, on: bool = True) -> T | None:
         """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank.
 
@@ -141,7 +146,7 @@ class Runtime:
         """
         if self.world_size == 1 or self.device.type != "cpu" or sys.platform != "linux":
             return False
-        count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        count = self.local_world_size
         first = self.rank - self.local_rank
         allowed = self.gathered(os.sched_getaffinity(0))[first : first + count]
         threads = int(os.environ["OMP_NUM_THREADS"])

@@ -14,7 +14,8 @@ from job import optimizers
 from job.batches import Batches, Part
 from job.choices import Choices
 from job.config import Config
-from job.graphs import Graphs, views
+from job.exchange import Exchange
+from job.graphs import Graphs
 from job.runtime import Runtime, address
 
 
@@ -34,23 +35,23 @@ class Step:
         warn: Callable[[str], None],
     ) -> None:
         self.settings, self.model, self.batches, self.runtime = settings, model, batches, runtime
-        self.exchange = choices.exchange
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
         # Only fp16 needs accelerate's own step and backward pass: they look for packages on the disk each time.
         self._scaled = runtime.accelerator.prepare_optimizer(self.optimizer) if runtime.accelerator.scaler else None
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-        self._half = settings.runtime.gradients == "bf16"
         self._wrapped: Any = model
+        self._exchange = None
+        if choices.exchange in ("flat", "ordered"):
+            parts = settings.parts(runtime.world_size)
+            self._exchange = Exchange(settings, self._parameters, runtime, choices, parts)
         self._graphs = None
         if choices.graphs:
-            exchanged = self.exchange != "none"
-            self._graphs = Graphs(
-                self.gradient, self.update, self._parameters, runtime.device, exchanged=exchanged, warn=warn
-            )
-        if self.exchange == "overlapped":
+            sums = self._exchange.sums if self._exchange else None
+            self._graphs = Graphs(self.gradient, self.update, self._parameters, runtime.device, sums, warn)
+        if choices.exchange == "overlapped":
             self._wrapped = runtime.accelerator.prepare_model(model)
-            if self._half:
+            if settings.runtime.gradients == "bf16":
                 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
                 self._wrapped.register_comm_hook(None, bf16_compress_hook)
@@ -67,7 +68,6 @@ class Step:
         graphs = self._graphs if self._graphs is not None and self._graphs.take(parts) else None
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
-        pieces: list[Tensor] = []
         for i, part in enumerate(parts):
             if self._random:
                 piece = self.runtime.rank * len(parts) + i
@@ -75,11 +75,10 @@ class Step:
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self._wrapped):
                 total += graphs.gradient(part) if graphs else self.gradient(part)
-            if self.exchange in ("flat", "ordered"):
-                pieces.append(self._taken())
-        if pieces:
-            flat = self._summed(pieces)
-            self._give(graphs.kept(flat) if graphs else flat)
+            if self._exchange:
+                self._exchange.take(i)
+        if self._exchange:
+            self._exchange.give()
         if graphs:
             graphs.update()
         else:
@@ -95,7 +94,7 @@ class Step:
         smoothing = self.settings.train.label_smoothing
         loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
-        ranks = self.runtime.world_size if self.exchange == "overlapped" else 1
+        ranks = self.runtime.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
         if self._scaled is None:
             whole.backward()
@@ -110,31 +109,6 @@ class Step:
                 self.runtime.accelerator.unscale_gradients(self._scaled)
             optimizers.clip(self._parameters, self.settings.train.clip_norm)
         (self._scaled or self.optimizer).step()
-
-    def _taken(self) -> Tensor:
-        """The gradient of all parameters, flat [p] in the order of memory, and none left behind."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        flat = torch.cat(
-            [g.permute(0, 2, 3, 1).flatten() if g.ndim == 4 else g.flatten() for g in gradients if g is not None]
-        )
-        self.optimizer.zero_grad()
-        return flat
-
-    def _give(self, flat: Tensor) -> None:
-        """Undo ``_taken``: a view for each parameter."""
-        for parameter, view in zip(self._parameters, views(flat, self._parameters), strict=True):
-            parameter.grad = view
-
-    def _summed(self, pieces: list[Tensor]) -> Tensor:
-        """The sum of all ranks' pieces [p] each."""
-        if self.exchange == "ordered":
-            return self.runtime.ordered_sum(torch.stack(pieces))
-        flat = pieces[0]
-        for piece in pieces[1:]:
-            flat += piece
-        if self._half:
-            return self.runtime.sum(flat.bfloat16()).float()
-        return self.runtime.sum(flat)
 
     def _rehearse(self) -> None:
         """Go forward and backward, without effect.

@@ -51,9 +51,7 @@ def run_job(
     and the ``report`` at the end of training, which fresh ones always write.
     """
     group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     words = command(script, *arguments)
     end = time.monotonic() + TIMEOUT
     started: list[subprocess.Popen[bytes] | ForkServerProcess] = []
@@ -63,13 +61,21 @@ def run_job(
             for rank, (out, error) in enumerate(files):
                 own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
                 start = _start if fresh else functools.partial(forked.start, report=report)
-                started.append(start(words, environment(**own, **extra), out, error))
+                started.append(start(words, environment(**(own | extra)), out, error))
             status = max(_wait(process, end - time.monotonic()) for process in started)
         finally:
             for process in started:
                 process.kill()
         errors = "".join(error.read_text() for _, error in files)
         return subprocess.CompletedProcess(words, status, files[0][0].read_text(), errors)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 def _start(words: list[str], surroundings: dict[str, str], out: Path, error: Path) -> subprocess.Popen[bytes]:

@@ -241,7 +241,15 @@ def test_accelerate_launch_with_the_cpu_launch_file_forms_one_group_of_two(small
     assert finished.stdout.count("epoch 1/1") == 1
 
 
-def test_vgg16_trains_from_given_weights_on_two_processes(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "gradients exchanged at once, through shared memory"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "gradients exchanged during the backward pass"),
+    ],
+    ids=["on one host", "as on two hosts"],
+)
+def test_vgg16_trains_on_two_processes(how: dict[str, str], said: str, pictures: Path, tmp_path: Path) -> None:
     """A dozen images and one step: 134 million parameters are slow on a CPU."""
     for path in pictures.glob("*/*/000[0-3].png"):
         (tmp_path / path.relative_to(pictures)).parent.mkdir(parents=True, exist_ok=True)
@@ -252,9 +260,11 @@ def test_vgg16_trains_from_given_weights_on_two_processes(pictures: Path, tmp_pa
         *("--model.weights=null", "--train.epochs=1", "--data.validation=0", "--train.batch_size=12"),
         *("--checkpoint.every_epochs=null", "--run.trackers=[]", f"--run.dir={tmp_path / 'run'}"),
         processes=2,
+        **how,
     )
     assert finished.returncode == 0, finished.stderr
     assert "vgg16: 134,272,835 parameters, fp32" in finished.stdout
+    assert said in finished.stdout
     assert read(tmp_path / "run" / "evaluation.json")["images"] == 12
 
 

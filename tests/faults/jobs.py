@@ -8,7 +8,6 @@ import json
 import multiprocessing.connection
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import injected
 from forked import fork_server
+from support import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]
@@ -41,10 +41,10 @@ class Job:
     ) -> None:
         self.log = log
         common = {"OMP_NUM_THREADS": "1", "FAULTS": json.dumps(list(faults)), "NETWORK": network}
-        common |= environment or {}
         if processes > 1:
             common |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
             common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        common |= environment or {}
         log.touch()
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
@@ -164,13 +164,6 @@ def listens(pid: int) -> bool:
     """Whether a process would not simply die of SIGTERM."""
     fields = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return bool((int(fields["SigBlk"], 16) | int(fields["SigCgt"], 16)) & 1 << (signal.SIGTERM - 1))
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def metrics(run: Path, *, timing: bool = False) -> list[dict[str, Any]]:

@@ -34,8 +34,14 @@ def test_under_the_launcher_the_cause_is_named_and_all_ends_soon(settings, tmp_p
     assert errors(job) == ["error: rank 1 failed: ValueError: a fault was injected at step"]
 
 
-def test_a_rank_that_exits_0_early_is_no_success(start, tmp_path) -> None:
-    job = start(processes=2, faults=[{"do": "exit0", "at": "step", "n": 7, "rank": 1}])
+EXCHANGES = pytest.mark.parametrize(
+    "environment", [{}, {"LOCAL_WORLD_SIZE": "1"}], ids=["through shared memory", "as on two hosts"]
+)
+
+
+@EXCHANGES
+def test_a_rank_that_exits_0_early_is_no_success(environment, start, tmp_path) -> None:
+    job = start(environment=environment, processes=2, faults=[{"do": "exit0", "at": "step", "n": 7, "rank": 1}])
     assert job.wait() == [1, 0], job.output
     assert len(errors(job)) == 1
     assert "lost contact with another process" in errors(job)[0]
@@ -43,8 +49,10 @@ def test_a_rank_that_exits_0_early_is_no_success(start, tmp_path) -> None:
     assert status(tmp_path / "run")["state"] == "failed"
 
 
-def test_a_rank_that_hangs_is_given_up_after_the_time_limit(start, undisturbed, same, tmp_path) -> None:
-    job = start("--runtime.timeout", "3", processes=2, faults=[{"do": "stop", "at": "step", "n": 7, "rank": 1}])
+@EXCHANGES
+def test_a_rank_that_hangs_is_given_up_after_the_time_limit(environment, start, undisturbed, same, tmp_path) -> None:
+    fault = {"do": "stop", "at": "step", "n": 7, "rank": 1}
+    job = start("--runtime.timeout", "3", environment=environment, processes=2, faults=[fault])
     job.ranks[0].join(120)
     assert job.ranks[0].exitcode == 1
     job.signal(signal.SIGKILL, 1)  # what the launcher does
