@@ -247,7 +247,11 @@ def _exactness(record: Record) -> Table:
 def _floors(record: Record) -> Table:
     rates = best_rates(record)
     rows = []
-    for kind, label in (("fp32", "fp32 product"), ("tf32", "TF32 product"), ("bf16", "bf16 product")):
+    for kind, label in (
+        ("fp32", "fp32 product or convolution"),
+        ("tf32", "the same in TF32"),
+        ("bf16", "the same in bf16"),
+    ):
         if kind in rates:
             rows.append([label, f"{number(rates[kind] / 1e9)} GFLOP/s"])
     if rates:
