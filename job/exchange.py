@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from job.choices import Choices
 from job.config import Config
+from job.failures import FailedError
 from job.runtime import Runtime
 
 JOIN_WITHIN = 30.0
@@ -101,7 +102,13 @@ class SharedRows:
             listener.bind(name)
             listener.listen(runtime.world_size)
             memory = os.memfd_create("gradients")
-            os.posix_fallocate(memory, 0, size)  # here it fails if it must, and not at some step
+            try:
+                os.posix_fallocate(memory, 0, size)  # here it fails if it must, and not at some step
+            except OSError as error:
+                raise FailedError(
+                    f"no {size / 1e6:.0f} MB of memory for gradients that processes share ({error.strerror}): "
+                    "use fewer processes on this host, or give the job more memory"
+                ) from None
             return memory
 
         memory = runtime.guarded(listen, on=listener is not None)
