@@ -101,7 +101,10 @@ def _blocks(weight: Tensor) -> Tensor:
 
 
 def use_small_convolutions(model: nn.Module) -> None:
-    """Make products of VGG's convolutions of small feature maps."""
+    """Make products of VGG's convolutions of small feature maps; any but the kind that VGG has is left as it is."""
     for name, layer in list(model.named_modules()):
-        if type(layer) is nn.Conv2d:
+        if type(layer) is not nn.Conv2d:
+            continue
+        window = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
+        if window == ((3, 3), (1, 1), (1, 1), (1, 1)) and layer.groups == 1 and layer.padding_mode == "zeros":
             convolutions.use(model, name, convolutions.SmallConv2d)

@@ -69,3 +69,17 @@ def test_a_convolution_as_a_product_is_the_convolution_and_has_its_gradients(siz
     images = channels_last(3, 5, size, size)
     for a, b in zip(results(plain, images), results(fast, images), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_convolutions_of_another_kind_than_vggs_are_left_as_they_are() -> None:
+    others = [
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ]
+    model = nn.Sequential(*others, nn.Conv2d(4, 4, 3, padding=1))
+    vgg.use_small_convolutions(model)
+    assert list(model)[:-1] == others
+    assert type(model[-1]) is convolutions.SmallConv2d
