@@ -67,7 +67,17 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         _, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, True]
+            gradient,
+            x,
+            weight,
+            [len(weight)],
+            [1, 1],
+            [0, 0],
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [False, *ctx.needs_input_grad[1:]],
         )
         if not ctx.needs_input_grad[0]:
             return None, of_weight, of_bias

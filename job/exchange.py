@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import secrets
@@ -25,16 +26,17 @@ class Exchange:
     """Takes this rank's gradients piece by piece, and gives each parameter a view of the sum over all ranks.
 
     In one fixed order where ``choices.exchange`` is "ordered": piece by piece, rank by rank. All ranks call the same
-    methods, with ``parts`` pieces for a step.
+    methods, for as many pieces of a step.
     """
 
     def __init__(
-        self, settings: Config, parameters: Sequence[nn.Parameter], runtime: Runtime, choices: Choices, parts: int
+        self, settings: Config, parameters: Sequence[nn.Parameter], runtime: Runtime, choices: Choices
     ) -> None:
         self._parameters, self._runtime = parameters, runtime
         self._ordered = choices.exchange == "ordered"
         self._half = settings.runtime.gradients == "bf16"
-        rows, length = parts if self._ordered else 1, sum(parameter.numel() for parameter in parameters)
+        rows = settings.parts(runtime.world_size) if self._ordered else 1
+        length = sum(parameter.numel() for parameter in parameters)
         self._shared = None
         if choices.shared_memory:
             self._shared = SharedRows(runtime, rows, length, settings.runtime.timeout)
@@ -64,7 +66,7 @@ class Exchange:
         if self._shared:
             self._shared.sum(self._turn, out=self._total)
         elif self._ordered:
-            self._total.copy_(self._runtime.ordered_sum(rows))
+            _add_in_order(self._runtime.rows_of_all(rows), out=self._total)
         elif self._half:
             self._total.copy_(self._runtime.sum(rows[0].bfloat16()))
         else:
@@ -78,6 +80,16 @@ def views(flat: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
     """``flat`` [p] cut into one view for each parameter, in its shape and memory layout."""
     pieces = flat.split([parameter.numel() for parameter in parameters])
     return [p.as_strided(q.shape, q.stride()) for p, q in zip(pieces, parameters, strict=True)]
+
+
+def _add_in_order(rows: Tensor, *, out: Tensor) -> None:
+    """The sum of ``rows`` [k, n], one after the other, into ``out`` [n]: the same bits whoever holds which rows."""
+    if len(rows) == 1:
+        out.copy_(rows[0])
+    else:
+        torch.add(rows[0], rows[1], out=out)
+    for row in rows[2:]:
+        out += row
 
 
 class SharedRows:
@@ -130,7 +142,7 @@ class SharedRows:
                     self._others.append(other)
             return memory
 
-        with listener or socket.socket(socket.AF_UNIX):
+        with listener or contextlib.nullcontext():
             memory = runtime.guarded(join)
         assert memory is not None
         for other in self._others:
@@ -148,10 +160,7 @@ class SharedRows:
         Raises ConnectionError or TimeoutError when another rank is gone or hangs.
         """
         self._meet()
-        rows = self._memory[turn]
-        torch.add(rows[0], rows[1], out=out)
-        for row in rows[2:]:
-            out += row
+        _add_in_order(self._memory[turn], out=out)
 
     def _meet(self) -> None:
         """Return when all ranks are here; what each wrote before can be read after. Rank zero hears of all."""

@@ -87,21 +87,18 @@ class Runtime:
         """Rank zero's ``value``, everywhere."""
         return self.gathered(value)[0]
 
-    def ordered_sum(self, rows: torch.Tensor) -> torch.Tensor:
-        """Sum over the rows [k, n] of all ranks, one after the other: [n], the same bits whoever holds which rows.
+    def rows_of_all(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows [k, n] of every rank, in rank order: [world_size * k, n].
 
         Every rank must call it, with the same number of rows.
         """
-        if self.world_size > 1:
-            import torch.distributed as dist
+        if self.world_size == 1:
+            return rows
+        import torch.distributed as dist
 
-            gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
-            dist.all_gather_into_tensor(gathered, rows)
-            rows = gathered
-        total = rows[0].clone()
-        for row in rows[1:]:
-            total += row
-        return total
+        gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(gathered, rows)
+        return gathered
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks, in place and returned. Every rank must call it."""

@@ -43,8 +43,7 @@ class Step:
         self._wrapped: Any = model
         self._exchange = None
         if choices.exchange in ("flat", "ordered"):
-            parts = settings.parts(runtime.world_size)
-            self._exchange = Exchange(settings, self._parameters, runtime, choices, parts)
+            self._exchange = Exchange(settings, self._parameters, runtime, choices)
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from support import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_two_machines_started_by_hand_form_one_job(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/multi_node.yaml"]
-    command += ["--num_processes", "2", "--main_process_port", port]
+    command += ["--num_processes", "2", "--main_process_port", str(free_port())]
     job = ["job/train.py", "--data.source", "shapes10", "--data.cache", str(tmp_path / "cache"), "--train.epochs", "1"]
     job += ["--run.dir", str(tmp_path / "run"), "--run.trackers", "[]", "--runtime.threads", "1"]
     machines = [
