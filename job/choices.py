@@ -14,6 +14,7 @@ from torch.backends import cpu
 
 from job import vgg
 from job.config import Config
+from job.convolutions import Windows
 from job.datasets import Dataset
 
 Exchange = Literal["none", "flat", "overlapped", "ordered"]
@@ -37,8 +38,10 @@ class Choices:
     """SimpleCNN's convolutions are of the kinds for few channels (``job.convolutions``)"""
     pairs: bool
     """the first of them goes from pair to pair of pixels"""
-    small_convolutions: bool
-    """VGG's convolutions of small feature maps are matrix products"""
+    small_convolutions: Windows | None
+    """VGG's convolutions of 2 x 2 pixels are matrix products, and those up to 4 x 4 as it says"""
+    dropout: bool
+    """random numbers of a dropout are drawn at once (``job.dropout``)"""
     graphs: bool
     """steps are CUDA graphs (``job.graphs``)"""
     exchange: Exchange
@@ -53,7 +56,13 @@ class Choices:
         said += ["convolutions for few channels"] if self.few_channels else []
         said += ["two pixels at once"] if self.pairs else []
         said += ["one for the 49 equal parts of the first fully connected layer"] if self.collapsed else []
-        said += ["small convolutions as matrix products"] if self.small_convolutions else []
+        said += ["dropout drawn at once"] if self.dropout else []
+        said += {
+            None: [],
+            "nothing": ["2 x 2 convolutions as matrix products"],
+            "weight": ["2 x 2 convolutions and 4 x 4 ones' weight gradients as matrix products"],
+            "all": ["small convolutions as matrix products"],
+        }[self.small_convolutions]
         said += ["steps as CUDA graphs"] if self.graphs else []
         said += {
             "none": [],
@@ -93,7 +102,7 @@ def choose(
         remarks.append(f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU")
     simple_cnn, sixteen = settings.model.name == "simple_cnn", cpu.get_cpu_capability() == "AVX512"
     # MKL computes fp32 products, and on CPUs of other makers with AVX2 alone; oneDNN's convolutions know no makers.
-    products = precision != "fp32" or not sixteen or _by_intel()
+    windows: Windows = "all" if by_intel() or not sixteen else "nothing" if precision == "fp32" else "weight"
     on_cpus_of_one_host = one_host and not cuda and sys.platform == "linux" and world_size > 1
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
     return Choices(
@@ -101,7 +110,8 @@ def choose(
         collapsed=vgg.collapses(settings, model, dataset.train.images.shape[-1]),
         few_channels=not cuda and simple_cnn,
         pairs=not cuda and simple_cnn and sixteen,
-        small_convolutions=not cuda and not simple_cnn and products,
+        small_convolutions=None if cuda or simple_cnn else windows,
+        dropout=not cuda and any(isinstance(layer, nn.Dropout) for layer in model.modules()) and not by_intel(),
         graphs=graphs,
         exchange=_exchange(settings, model, world_size, at_once=graphs or shared_memory),
         shared_memory=shared_memory,
@@ -120,7 +130,8 @@ def _product_seconds(precision: Literal["bf16", "fp32"]) -> float:
     return min(seconds)
 
 
-def _by_intel() -> bool:
+def by_intel() -> bool:
+    """Whether this CPU is of MKL's own maker: products, and torch's random numbers, are faster with MKL there."""
     try:
         return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -6,11 +6,14 @@ a few pixels; tensors are channels-last.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Windows = Literal["all", "weight", "nothing"]
+"""what of a small map's convolution is a matrix product over windows: all, the weight's gradient, or nothing"""
 
 LANES = 8
 """few channels are filled up with zeros to a multiple of this: vector units take eight at once, and six are slower"""
@@ -49,15 +52,14 @@ class BackwardConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, in + zeros, h, w] to [b, out, h', w']."""
-        device = x.device.type
-        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        kind = _computed_in(x)
         weight = F.pad(self.weight, (0, 0, 0, 0, 0, x.shape[1] - self.in_channels))
         bias = None if self.bias is None else self.bias.to(kind)
-        out: Tensor = _Convolution.apply(x.to(kind), weight.to(kind), bias)
+        out: Tensor = _InContiguousMemoryBackward.apply(x.to(kind), weight.to(kind), bias)
         return out
 
 
-class _Convolution(torch.autograd.Function):
+class _InContiguousMemoryBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -79,28 +81,72 @@ class _Convolution(torch.autograd.Function):
             1,
             [False, *ctx.needs_input_grad[1:]],
         )
-        if not ctx.needs_input_grad[0]:
-            return None, of_weight, of_bias
-        of_x = F.conv_transpose2d(gradient.contiguous(), weight.contiguous())
-        return of_x.contiguous(memory_format=torch.channels_last), of_weight, of_bias
+        return _of_input(gradient, weight) if ctx.needs_input_grad[0] else None, of_weight, of_bias
 
 
 class SmallConv2d(nn.Conv2d):
-    """A 3 x 3 convolution with padding 1 as one matrix product, for feature maps of a few pixels.
+    """A 3 x 3 convolution with padding 1, for feature maps of a few pixels.
 
-    oneDNN's kernels are far below the matrix rate at 2 x 2 and 4 x 4 pixels; at 8 x 8 they are ahead.
+    oneDNN's kernels are far below the matrix rate there, and at 8 x 8 ahead of products again. Maps of 2 x 2 are one
+    product, from all pixels to all. Up to 4 x 4 it is as ``windows`` says; what is no product is oneDNN's, which beside
+    the weight's gradient is faster in contiguous memory.
     """
+
+    windows: Windows = "nothing"
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, in, h, w] to [b, out, h, w]."""
         b, _, h, w = x.shape
-        if h > 4:
+        if (h, w) == (2, 2):
+            weight = self.weight.permute(0, 2, 3, 1).to(_computed_in(x))
+            # The pixel in row i and column j sees all four, in a corner of its 3 x 3 window.
+            corners = [weight[:, 1 - i : 3 - i, 1 - j : 3 - j].flatten(1) for i in range(2) for j in range(2)]
+            bias = None if self.bias is None else self.bias.repeat(4)
+            out = F.linear(x.permute(0, 2, 3, 1).flatten(1), torch.cat(corners), bias)
+        elif h > 4 or w > 4 or self.windows == "nothing":
             return super().forward(x)
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [b, h + 2, w + 2, in]
-        windows = torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3)
-        weight = self.weight.permute(0, 2, 3, 1).reshape(self.out_channels, -1)  # [out, 9 * in]
-        out = F.linear(windows.reshape(b * h * w, -1), weight, self.bias)
+        elif self.windows == "weight":
+            kind = _computed_in(x)
+            bias = None if self.bias is None else self.bias.to(kind)
+            return cast(Tensor, _OfWeightByWindows.apply(x.to(kind), self.weight.to(kind), bias))
+        else:
+            out = F.linear(_windows(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+class _OfWeightByWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out = F.conv2d(x.contiguous(), weight.contiguous(), bias, padding=1)
+        return out.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # [b * h * w, out]
+        of_weight = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        of_x = _of_input(gradient, weight, padding=1) if ctx.needs_input_grad[0] else None
+        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _windows(x: Tensor) -> Tensor:
+    """What each pixel sees: [b, c, h, w] to [b * h * w, 9 * c]."""
+    h, w = x.shape[2:]
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [b, h + 2, w + 2, c]
+    return torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3).flatten(0, 2)
+
+
+def _of_input(gradient: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
+    """A convolution's gradient of its input, computed in contiguous memory."""
+    of_x = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=padding)
+    return of_x.contiguous(memory_format=torch.channels_last)
+
+
+def _computed_in(x: Tensor) -> torch.dtype:
+    """The type that autocast, where it is on, has convolutions compute in."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 C = TypeVar("C", bound=nn.Conv2d)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from job import convolutions, models, optimizers, vgg
+from job import convolutions, dropout, models, optimizers, vgg
 from job.choices import Choices, choose
 from job.config import Config, UserError
 from job.datasets import Dataset
@@ -33,11 +33,14 @@ def build(
         vgg.collapse(model, features_once=settings.model.features_once)
     else:
         vgg.use_matrix_pool(model)
+    vgg.pool_first(model)
     if choices.few_channels:
         convolutions.use(model, "conv1", convolutions.FilledConv2d).pairs = choices.pairs
         convolutions.use(model, "conv2", convolutions.BackwardConv2d)
     if choices.small_convolutions:
-        vgg.use_small_convolutions(model)
+        vgg.use_small_convolutions(model, choices.small_convolutions)
+    if choices.dropout:
+        dropout.use(model)
     if saved is not None:
         models.load_state_dict(model, saved, name="the checkpoint's weights")
     model.to(runtime.device).to(memory_format=torch.channels_last)

@@ -7,6 +7,8 @@ sum, with a learning rate 49 times as large, is the same training, to rounding, 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -100,11 +102,21 @@ def _blocks(weight: Tensor) -> Tensor:
     return weight.view(len(weight), -1, COPIES)
 
 
-def use_small_convolutions(model: nn.Module) -> None:
-    """Make products of VGG's convolutions of small feature maps; any but the kind that VGG has is left as it is."""
+def use_small_convolutions(model: nn.Module, windows: convolutions.Windows) -> None:
+    """Let VGG's convolutions do small feature maps in another way; any but the kind that VGG has is left as it is."""
     for name, layer in list(model.named_modules()):
         if type(layer) is not nn.Conv2d:
             continue
         window = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
         if window == ((3, 3), (1, 1), (1, 1), (1, 1)) and layer.groups == 1 and layer.padding_mode == "zeros":
-            convolutions.use(model, name, convolutions.SmallConv2d)
+            convolutions.use(model, name, convolutions.SmallConv2d).windows = windows
+
+
+def pool_first(model: nn.Module) -> None:
+    """Let a ReLU before a largest-of-four pool come behind it: the same numbers, and a quarter of the work."""
+    for layers in model.modules():
+        if not isinstance(layers, nn.Sequential):
+            continue
+        for i, (first, second) in enumerate(pairwise(list(layers))):
+            if isinstance(first, nn.ReLU) and isinstance(second, nn.MaxPool2d):
+                layers[i], layers[i + 1] = second, first

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from job import config, convolutions, models, vgg
+from job.convolutions import Windows
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
@@ -59,16 +60,34 @@ def test_simple_cnn_in_bf16_is_as_far_from_exact_in_forms_for_few_channels_as_in
         assert all(b < 1.5 * a + 1e-6 for a, b in zip(own, fast, strict=True))
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_a_convolution_as_a_product_is_the_convolution_and_has_its_gradients(size: int) -> None:
+@pytest.mark.parametrize("windows", ["all", "weight", "nothing"])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8])
+def test_a_convolution_of_a_small_map_is_the_convolution_and_has_its_gradients(size: int, windows: Windows) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1)).double().to(memory_format=torch.channels_last)
     fast = copy.deepcopy(plain)
-    vgg.use_small_convolutions(fast)
+    vgg.use_small_convolutions(fast, windows)
     assert list(fast.state_dict()) == list(plain.state_dict())
     images = channels_last(3, 5, size, size)
     for a, b in zip(results(plain, images), results(fast, images), strict=True):
         assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("windows", ["all", "weight", "nothing"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_convolution_of_a_small_map_in_bf16_is_as_far_from_exact_as_nn_conv2d(size: int, windows: Windows) -> None:
+    torch.manual_seed(0)
+    images = channels_last(32, 64, size, size, kind=torch.float32)
+    plain = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(memory_format=torch.channels_last)
+    fast = copy.deepcopy(plain)
+    vgg.use_small_convolutions(fast, windows)
+    exact = results(copy.deepcopy(plain).double(), images.double())
+    apart = []
+    for model in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = results(model, images)
+        apart.append([float((a.double() - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True)])
+    assert all(b < 1.5 * a + 1e-6 for a, b in zip(*apart, strict=True))
 
 
 def test_convolutions_of_another_kind_than_vggs_are_left_as_they_are() -> None:
@@ -80,6 +99,6 @@ def test_convolutions_of_another_kind_than_vggs_are_left_as_they_are() -> None:
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     ]
     model = nn.Sequential(*others, nn.Conv2d(4, 4, 3, padding=1))
-    vgg.use_small_convolutions(model)
+    vgg.use_small_convolutions(model, "all")
     assert list(model)[:-1] == others
     assert type(model[-1]) is convolutions.SmallConv2d

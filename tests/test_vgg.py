@@ -144,6 +144,23 @@ def test_the_pool_as_a_product_is_the_pool(size: int) -> None:
     assert torch.allclose(model.avgpool(images), nn.AdaptiveAvgPool2d(7)(images), atol=1e-6)
 
 
+def test_a_pool_before_its_relu_gives_the_same_bits_and_gradients() -> None:
+    torch.manual_seed(0)
+    behind = nn.Sequential(*models.BUILDERS["vgg16"](10).features[2:10])  # convolution, ReLU, pool; twice
+    before = copy.deepcopy(behind)
+    vgg.pool_first(before)
+    assert [type(layer).__name__ for layer in before[:3]] == ["Conv2d", "MaxPool2d", "ReLU"]
+    assert list(before.state_dict()) == list(behind.state_dict())
+    images = torch.randn(4, 64, 16, 16).to(memory_format=torch.channels_last)
+    found = []
+    for model in (behind, before):
+        out = model(images)
+        out.square().sum().backward()
+        found.append([out.detach(), *(p.grad for p in model.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_what_weight_decay_leaves_is_that_of_the_optimizer() -> None:
     for optimizer in (
         Optimizer(name="adamw", learning_rate=0.1, weight_decay=0.1),
