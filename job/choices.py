@@ -102,7 +102,8 @@ def choose(
         remarks.append(f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU")
     simple_cnn, sixteen = settings.model.name == "simple_cnn", cpu.get_cpu_capability() == "AVX512"
     # MKL computes fp32 products, and on CPUs of other makers with AVX2 alone; oneDNN's convolutions know no makers.
-    windows: Windows = "all" if by_intel() or not sixteen else "nothing" if precision == "fp32" else "weight"
+    intel = by_intel()
+    windows: Windows = "all" if intel or not sixteen else "nothing" if precision == "fp32" else "weight"
     on_cpus_of_one_host = one_host and not cuda and sys.platform == "linux" and world_size > 1
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
     return Choices(
@@ -111,7 +112,7 @@ def choose(
         few_channels=not cuda and simple_cnn,
         pairs=not cuda and simple_cnn and sixteen,
         small_convolutions=None if cuda or simple_cnn else windows,
-        dropout=not cuda and any(isinstance(layer, nn.Dropout) for layer in model.modules()) and not by_intel(),
+        dropout=not cuda and any(isinstance(layer, nn.Dropout) for layer in model.modules()) and not intel,
         graphs=graphs,
         exchange=_exchange(settings, model, world_size, at_once=graphs or shared_memory),
         shared_memory=shared_memory,

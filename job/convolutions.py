@@ -52,10 +52,8 @@ class BackwardConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, in + zeros, h, w] to [b, out, h', w']."""
-        kind = _computed_in(x)
         weight = F.pad(self.weight, (0, 0, 0, 0, 0, x.shape[1] - self.in_channels))
-        bias = None if self.bias is None else self.bias.to(kind)
-        out: Tensor = _InContiguousMemoryBackward.apply(x.to(kind), weight.to(kind), bias)
+        out: Tensor = _InContiguousMemoryBackward.apply(*_autocast(x, weight, self.bias))
         return out
 
 
@@ -106,9 +104,7 @@ class SmallConv2d(nn.Conv2d):
         elif h > 4 or w > 4 or self.windows == "nothing":
             return super().forward(x)
         elif self.windows == "weight":
-            kind = _computed_in(x)
-            bias = None if self.bias is None else self.bias.to(kind)
-            return cast(Tensor, _OfWeightByWindows.apply(x.to(kind), self.weight.to(kind), bias))
+            return cast(Tensor, _OfWeightByWindows.apply(*_autocast(x, self.weight, self.bias)))
         else:
             out = F.linear(_windows(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
@@ -141,6 +137,12 @@ def _of_input(gradient: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
     """A convolution's gradient of its input, computed in contiguous memory."""
     of_x = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=padding)
     return of_x.contiguous(memory_format=torch.channels_last)
+
+
+def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What autocast makes of a convolution's tensors, for a function that it does not know."""
+    kind = _computed_in(x)
+    return x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

@@ -97,10 +97,15 @@ def asked() -> Asked:
     return Asked(cpu=told)
 
 
+def local_world_size() -> int:
+    """Processes of this job on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
     if device == "cpu" or (device == "auto" and asked_cpu):
         return True
-    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = local_world_size()
     if gpus < needed and (device == "cuda" or asked_cpu is False or gpus):
         raise UserError(
             f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
@@ -120,7 +125,7 @@ def threads_for(settings: config.Runtime, *, alone: bool) -> int:
     if alone:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    return max(1, min(16, cores // local_world_size()))
 
 
 def share_of_cores(allowed: Sequence[set[int]], local_rank: int, threads: int) -> list[int] | None:

@@ -51,7 +51,7 @@ class Runtime:
     @property
     def local_world_size(self) -> int:
         """Processes of this job on this host."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return launched.local_world_size()
 
     def guarded(self, work: Callable[[], T], *, on: bool = True) -> T | None:
         """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank.

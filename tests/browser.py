@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from support import free_port
+
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -106,9 +108,7 @@ class Browser:
 @contextlib.contextmanager
 def launched() -> Iterator[Browser]:
     """A fresh browser with a profile of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         environment = os.environ | {"HOME": profile}
         command = ["chromedriver", f"--port={port}", "--log-level=OFF"]

@@ -158,9 +158,9 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
         tensor = torch.zeros(count, device=place.device)
         shared = None if place.device.type == "cuda" else SharedRows(place, 1, count, patience=60)
         times: list[float] = []
-        enough, spent = max(5, min(300, int(20_000_000 / count))), 0.0
         # A number that all processes know, so that none waits for an exchange which the others do not begin.
-        for turn in range(min(enough, 50) if seconds < 1 else enough):
+        enough = max(5, min(300 if seconds >= 1 else 50, int(20_000_000 / count)))
+        for turn in range(enough):
             began = time.perf_counter()
             if shared:
                 shared.own[turn % 2].copy_(tensor)
@@ -169,7 +169,6 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
                 place.sum(tensor)
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
-            spent += times[-1]
         found[tensor.nbytes] = statistics.median(times)
     if rank == 0:
         results.put(found)
