@@ -23,11 +23,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from job import comparison, failures, figures, page, results, theme
-from job.command_line import Arguments
-from job.comparison import Finished
-from job.config import UserError
-from job.page import percent
+from job.config.command_line import Arguments
+from job.config.settings import UserError
+from job.display import figures, page, theme
+from job.display.page import percent
+from job.distributed import ending
+from job.evaluation import comparison
+from job.evaluation.comparison import Finished
+from job.runs import reader
 
 MOST_DRAWN = 6
 """runs up to which a figure tells them apart"""
@@ -39,7 +42,7 @@ Rows = list[list[str]]
 
 def main(argv: list[str]) -> int:
     """Compare the runs named; returns the exit status."""
-    from job.console import Console
+    from job.display.console import Console
 
     parser = Arguments(__doc__ or "")
     parser.add_argument("run", nargs="+", type=Path, help="run directory of a finished run")
@@ -116,7 +119,7 @@ def _run_row(run: dict[str, Any]) -> list[str]:
         percent(run["published"], 2),
         _points(run["above_published"]),
         "-" if run["images_per_second"] is None else f"{run['images_per_second']:,.0f}",
-        results.duration(run["seconds"]),
+        reader.duration(run["seconds"]),
         "-" if run["parameters"] is None else f"{run['parameters']:,}",
     ]
 
@@ -208,4 +211,4 @@ def _p(value: float) -> str:
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

@@ -17,8 +17,10 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, failures, runtime
-from job.config import Config, UserError
+from job.config import command_line
+from job.config.settings import Config, UserError
+from job.distributed import ending
+from job.distributed.group import start
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,11 +35,12 @@ def main(argv: list[str]) -> int:
     split = options["split"] or "test"
     if split not in SPLITS:
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
-    place = runtime.start(settings.runtime, deterministic=settings.train.deterministic)
+    place = start(settings.runtime, deterministic=settings.train.deterministic)
 
-    from job import datasets, evaluation
-    from job.batches import Batches
-    from job.console import Console
+    from job.data import datasets
+    from job.data.batches import Batches
+    from job.display.console import Console
+    from job.evaluation import predictions as evaluation
 
     console = Console(quiet=not place.is_rank_zero)
     place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
@@ -82,31 +85,33 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
 
     Raises UserError when there are no weights yet, or when they are of other classes.
     """
-    from job import checkpoint, models, vgg
+    from job.models import registry
+    from job.models.fast import collapse
+    from job.runs import checkpoint
 
     path = run / "model.safetensors"
     if path.is_file():
-        state, source = models.read_state_dict(path), path.name
+        state, source = registry.read_state_dict(path), path.name
     else:
         saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
         if saved is None:
             raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-        state, source = vgg.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
+        state, source = collapse.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
     model = build(settings, classes)
-    models.load_state_dict(model, state, name=f"weights of {run}")
+    registry.load_state_dict(model, state, name=f"weights of {run}")
     return model, source
 
 
 def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
     """The run's network with weights yet to be loaded."""
-    from job import models
+    from job.models import registry
 
     size = settings.data.image_size
-    return models.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
+    return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:
-    from job.files import write_whole
+    from job.runs.files import write_whole
 
     try:
         write_whole(path, json.dumps(result, indent=1) + "\n")
@@ -115,4 +120,4 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

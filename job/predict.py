@@ -23,10 +23,11 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from job import failures, imaging
-from job.command_line import Arguments
-from job.config import UserError
-from job.imaging import Encoded
+from job.config.command_line import Arguments
+from job.config.settings import UserError
+from job.data import decoding
+from job.data.decoding import Encoded
+from job.distributed import ending as failures
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--batch and --top", "must be 1 or more")
     names = list(expand(options.pictures))
 
-    from job import deploy
+    from job.runs import export as deploy
 
     model, place = deploy.restored(options.run)
     if options.export is not None:
@@ -81,7 +82,7 @@ def expand(names: Sequence[str]) -> Iterator[str]:
     """
     from PIL import Image
 
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in imaging.FORMATS}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in decoding.FORMATS}
     for name in names:
         if name == STDIN or not Path(name).is_dir():
             yield name
@@ -105,10 +106,10 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
         flat = torch.frombuffer(bytearray(pixels), dtype=torch.uint8) if pixels else torch.empty(0).byte()
         return chunk, flat.view(-1, size, size, 3).permute(0, 3, 1, 2), reasons
 
-    waiting: deque[tuple[Sequence[str], Future[imaging.Pixels]]] = deque()
+    waiting: deque[tuple[Sequence[str], Future[decoding.Pixels]]] = deque()
     chunks = [names[start : start + batch] for start in range(0, len(names), batch)]
     processes = max(1, min(len(chunks), len(os.sched_getaffinity(0))))
-    with imaging.readers(size, processes) as reader:
+    with decoding.readers(size, processes) as reader:
         for chunk in chunks:
             waiting.append((chunk, reader([_encoded(name) for name in chunk])))
             if len(waiting) > 2 * processes:

@@ -12,30 +12,32 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from job import command_line, failures
+from job.config import command_line
+from job.distributed import ending
 
 
 def main(argv: list[str]) -> int:
     """Prepare data, then weights; returns the exit status."""
     settings = command_line.parse(argv, description=__doc__ or "")
 
-    from job import datasets, models
-    from job.console import Console
+    from job.data import datasets
+    from job.display.console import Console
+    from job.models import registry
 
     console = Console()
     datasets.prepare(settings.data, console.progress, console.say)
     dataset = datasets.load(settings.data, settings.train.seed)
     counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test"))
     console.say(f"{dataset.name}: {counts} images, {len(dataset.classes)} classes, verified")
-    path = models.fetch_weights(settings.model, download=settings.data.download)
+    path = registry.fetch_weights(settings.model, download=settings.data.download)
     if path is not None:
         size = dataset.train.images.shape[-1]
-        model = models.build(settings.model, classes=len(dataset.classes), image_size=size, seed=settings.train.seed)
-        models.pretrained(settings.model, model, download=False)
+        model = registry.build(settings.model, classes=len(dataset.classes), image_size=size, seed=settings.train.seed)
+        registry.pretrained(settings.model, model, download=False)
         console.say(f"weights {path}: fit {settings.model.name}")
     console.say("ready: training needs no network now")
     return 0
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

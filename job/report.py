@@ -16,12 +16,15 @@ import shlex
 from html import escape
 from typing import Any
 
-from job import failures, figures, page, panels, results, samples, theme
-from job.command_line import Arguments
-from job.config import UserError
-from job.page import percent
-from job.results import Run
-from job.samples import Samples
+from job.config.command_line import Arguments
+from job.config.settings import UserError
+from job.display import figures, page, panels, theme
+from job.display.page import percent
+from job.distributed import ending
+from job.evaluation import samples
+from job.evaluation.samples import Samples
+from job.runs import reader
+from job.runs.reader import Run
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +46,7 @@ def write(path: Path) -> Path:
 
     Raises UserError when there is no run, and OSError when it cannot be written.
     """
-    run = results.read(path)
+    run = reader.read(path)
     shown = samples.read(path)
     (path / "figures").mkdir(exist_ok=True)
     with theme.style():
@@ -128,7 +131,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     if best:
         found.append(("Best validation", percent(best["accuracy"], 2), f"in epoch {best['epoch']}"))
     starts = len(run.attempts)
-    found.append(("Time at work", results.duration(run.seconds), f"{starts} start{'' if starts == 1 else 's'}"))
+    found.append(("Time at work", reader.duration(run.seconds), f"{starts} start{'' if starts == 1 else 's'}"))
     if run.images_per_second is not None:
         found.append(("Throughput", f"{run.images_per_second:,.0f}", "images a second, median"))
     devices = run.environment.get("devices", [])
@@ -207,4 +210,4 @@ def _listed(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

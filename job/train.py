@@ -19,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from job.preemption import SIGNALS, Preemption
+from job.distributed.preemption import SIGNALS, Preemption
 
 if __name__ == "__main__":  # what comes before the handlers stand waits for them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -30,29 +30,31 @@ import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from job import command_line, config, failures, launched, run_directory, runtime, startup
-from job.config import PREEMPTED, Config
-from job.runtime import Runtime
+from job.config import command_line
+from job.config.settings import PREEMPTED, REPOSITORY, Config, UserError
+from job.distributed import ending, launcher, startup
+from job.distributed.group import Runtime, describe, start
+from job.runs.directory import RunDirectory, choose, leave_failure
 
 if TYPE_CHECKING:
-    from job.console import Console
-    from job.datasets import Dataset
-    from job.evaluation import Predictions
-    from job.run_directory import RunDirectory
-    from job.trainer import Trainer
+    from job.data.datasets import Dataset
+    from job.display.console import Console
+    from job.evaluation.predictions import Predictions
+    from job.runs.directory import RunDirectory
+    from job.training.trainer import Trainer
 
 
 def main(argv: list[str]) -> int:
     """Prepare, train, test, report; returns the exit status."""
     if "--check" in argv:
-        from job import preflight
+        from job import check as preflight
 
         return preflight.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
-    launched.die_with_launcher()
+    launcher.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
     startup.mark("interpreter and settings")
-    place = runtime.start(
+    place = start(
         settings.runtime,
         deterministic=settings.train.deterministic,
         static_graph=settings.train.gradient_accumulation == 1,
@@ -62,7 +64,7 @@ def main(argv: list[str]) -> int:
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
     place.guarded(lambda: settings.parts(place.world_size))
     startup.mark("process group")
-    from job.console import Console
+    from job.display.console import Console
 
     console = Console(quiet=not place.is_rank_zero)
     directory = place.guarded(lambda: _open(settings, argv), on=place.is_rank_zero)
@@ -83,17 +85,19 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str]) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = run_directory.choose(settings.run.dir, launched.run_name(name), same_job=launched.under_slurm())
-    return run_directory.RunDirectory(path, settings)
+    path = choose(settings.run.dir, launcher.run_name(name), same_job=launcher.under_slurm())
+    return RunDirectory(path, settings)
 
 
 def _train(
     settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
 ) -> None:
-    from job import datasets, footprint, tracking
-    from job.trainer import Trainer
+    from job.data import datasets
+    from job.models import footprint
+    from job.runs import tracking
+    from job.training.trainer import Trainer
 
-    environments = place.gathered(runtime.describe(place))
+    environments = place.gathered(describe(place))
     place.guarded(lambda: directory.begin(settings, _environment(environments)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
@@ -113,7 +117,7 @@ def _train(
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
-        end_time=launched.end_time(),
+        end_time=launcher.end_time(),
         maximum=place.maximum if place.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer) + (", each process on its own cores" if own_cores else ""))
@@ -136,13 +140,16 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     try:
         return _write_results(trainer, directory, predictions)
     except OSError as error:
-        raise failures.FailedError(
+        raise ending.FailedError(
             f"the results cannot be written ({error.strerror}); training is done, and saved"
         ) from None
 
 
 def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
-    from job import checkpoint, evaluation, models, samples
+    from job.evaluation import predictions as evaluation
+    from job.evaluation import samples
+    from job.models import registry
+    from job.runs import checkpoint
 
     dataset = trainer.dataset
     checkpoint.save_weights(directory.path / "model.safetensors", trainer.final_weights())
@@ -159,7 +166,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
-        parameters=models.count_parameters(trainer.model),
+        parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
     )
     directory.finish(result)
@@ -173,7 +180,7 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
         report.write(directory.path)
     except Exception as error:
-        console.warn(f"no report ({failures.first_line(error)}); `python job/report.py {directory.path}` tries again")
+        console.warn(f"no report ({ending.first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
@@ -193,9 +200,9 @@ def _failed(
     path: Path,
 ) -> int:
     """Say once what happened, leave it in ``status.json``, and give the exit status."""
-    from job.trainer import StoppedEarlyError
+    from job.training.trainer import StoppedEarlyError
 
-    if isinstance(error, config.UserError):
+    if isinstance(error, UserError):
         if directory is not None:
             directory.failed(str(error))
         raise error
@@ -205,35 +212,35 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, failures.FailedError):
+    if isinstance(error, ending.FailedError):
         message = str(error)
-    elif failures.out_of_memory(error):
+    elif ending.out_of_memory(error):
         message = (
             f"out of memory on rank {place.rank} with train.batch_size={settings.train.batch_size} on "
             f"{place.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
         )
-        run_directory.leave_failure(path, place.rank, message)
-    elif failures.lost_contact(error):
+        leave_failure(path, place.rank, message)
+    elif ending.lost_contact(error):
         # Whoever failed first says more; give it a moment to say so.
         time.sleep(1.0 if place.is_rank_zero else 0.0)
-        message = f"lost contact with another process: it was killed, crashed or hangs ({failures.first_line(error)})"
+        message = f"lost contact with another process: it was killed, crashed or hangs ({ending.first_line(error)})"
         if directory is not None:
             message = directory.first_failure() or message
     else:
-        message = f"rank {place.rank} failed: {type(error).__name__}: {failures.first_line(error)}"
+        message = f"rank {place.rank} failed: {type(error).__name__}: {ending.first_line(error)}"
         traceback.print_exc()
-        run_directory.leave_failure(path, place.rank, message)
+        leave_failure(path, place.rank, message)
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
-    return failures.FAILED
+    return ending.FAILED
 
 
 def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:
     """What ``environment.json`` says of this start."""
-    git = ["git", "-C", str(config.REPOSITORY), "rev-parse", "HEAD"]
+    git = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -266,7 +273,7 @@ def _describe_data(dataset: Dataset) -> str:
 
 
 def _describe_plan(trainer: Trainer) -> str:
-    from job.models import count_parameters
+    from job.models.registry import count_parameters
 
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
@@ -278,4 +285,4 @@ def _describe_plan(trainer: Trainer) -> str:
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

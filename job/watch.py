@@ -22,11 +22,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from job import failures, results
-from job.command_line import Arguments
-from job.config import UserError
-from job.console import Console
-from job.results import Run, duration, number
+from job.config.command_line import Arguments
+from job.config.settings import UserError
+from job.display.console import Console
+from job.distributed import ending
+from job.runs import reader
+from job.runs.reader import Run, duration, number
 
 EVERY = 2.0
 """seconds between looks"""
@@ -44,14 +45,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--once", action="store_true", help="show how it stands and leave")
     options = parser.parse_args(argv)
     screen, console = RichConsole(highlight=False), Console()
-    run = results.read(options.run)
+    run = reader.read(options.run)
     if options.once:
         screen.print(view(run))
     elif screen.is_terminal:
         with Live(view(run), console=screen, auto_refresh=False, transient=True) as live:
             while not is_over(run):
                 time.sleep(EVERY)
-                run = results.read(options.run)
+                run = reader.read(options.run)
                 live.update(view(run), refresh=True)
         screen.print(view(run))
     else:
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
-    return failures.FAILED if run.state == "failed" else 0
+    return ending.FAILED if run.state == "failed" else 0
 
 
 def _print_news(run: Run, console: Console) -> Run:
@@ -76,7 +77,7 @@ def _print_news(run: Run, console: Console) -> Run:
         if is_over(run):
             return run
         time.sleep(EVERY)
-        run = results.read(run.path)
+        run = reader.read(run.path)
 
 
 def is_over(run: Run) -> bool:
@@ -141,7 +142,7 @@ def where(run: Run) -> str:
     return ", ".join(words)
 
 
-def epoch_line(run: Run, line: results.Record) -> str:
+def epoch_line(run: Run, line: reader.Record) -> str:
     """One finished epoch in words."""
     return (
         f"epoch {line['epoch']}/{run.setting('train.epochs')}  step {line['step']:,}  "
@@ -167,4 +168,4 @@ def _share(value: object) -> str:
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

@@ -14,7 +14,7 @@ import floors
 import page
 import pytest
 import scaling
-from support import REPOSITORY, environment
+from support.jobs import REPOSITORY, environment
 
 BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 

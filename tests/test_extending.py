@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import REPOSITORY, environment
+from support.jobs import REPOSITORY, environment
 
 PAGE = REPOSITORY / "docs" / "extending.md"
 
@@ -29,7 +29,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert kinds.count("python") == kinds.count("diff") == 3
     for kind, content in blocks:
         if kind == "python":
-            path = re.match(r"# (job/\w+\.py)\n", content)
+            path = re.match(r"# (job/\w+/\w+\.py)\n", content)
             assert path is not None
             assert not (REPOSITORY / path[1]).exists()
             (copy / path[1]).write_text(content)

@@ -23,14 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from job import checkpoint, config, models
-from job.checkpoint import Checkpoints, State
-from job.preemption import Preemption
+from job.config.settings import Model
+from job.distributed.preemption import Preemption
+from job.models import registry
+from job.runs import checkpoint
+from job.runs.checkpoint import Checkpoints, State
 
 
 def throughput(repeat: int, steps: int = 200) -> None:
     """A training step in memory, with the trainer's own way of saving, alternately with and without."""
-    model = models.build(config.Model(), classes=10, image_size=32, seed=0).to(memory_format=torch.channels_last)
+    model = registry.build(Model(), classes=10, image_size=32, seed=0).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     images = torch.randn(128, 3, 32, 32).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (128,))
@@ -63,7 +65,7 @@ def throughput(repeat: int, steps: int = 200) -> None:
 
 def stall(repeat: int) -> None:
     """How long training stands still for one checkpoint of VGG16, and how long until it is on the disk."""
-    model = models.build(config.Model(name="vgg16"), classes=10, image_size=32, seed=0)
+    model = registry.build(Model(name="vgg16"), classes=10, image_size=32, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from job import command_line, datasets
-from job.config import Config
+from job.config import command_line
+from job.config.settings import Config
+from job.data import datasets
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 CLASSES = 10

@@ -19,8 +19,10 @@ from reference import Pictures, device_of, network, say
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from job import batches, command_line, datasets, models
-from job.runtime import address
+from job.config import command_line
+from job.data import batches, datasets
+from job.distributed.group import address
+from job.models import registry
 
 
 def main() -> None:
@@ -32,7 +34,7 @@ def main() -> None:
     pictures = Pictures(dataset.train)
     place = {int(row): i for i, row in enumerate(dataset.train.indices)}
     model = network(settings.model.name, len(dataset.classes))
-    theirs = models.build(settings.model, classes=len(dataset.classes), image_size=32, seed=seed)
+    theirs = registry.build(settings.model, classes=len(dataset.classes), image_size=32, seed=seed)
     model.load_state_dict(theirs.state_dict())
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.optimizer.learning_rate)

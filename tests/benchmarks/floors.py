@@ -28,8 +28,9 @@ from reference import network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job import config, runtime
-from job.exchange import SharedRows
+from job.config.settings import Runtime
+from job.distributed.group import start
+from job.training.exchange import SharedRows
 
 
 def machine(seconds: float) -> dict[str, float | str]:
@@ -150,7 +151,7 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {key: str(value) for key, value in group.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place = runtime.start(config.Runtime(threads=1), deterministic=True)
+    place = start(Runtime(threads=1), deterministic=True)
     place.keep_to_own_cores()
     found: dict[int, float] = {}
     # Nothing; SimpleCNN; more; VGG16, each input once.

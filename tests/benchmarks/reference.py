@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.models import vgg16
 
-from job import command_line, datasets
-from job.config import Config
-from job.datasets import Split
+from job.config import command_line
+from job.config.settings import Config
+from job.data import datasets
+from job.data.datasets import Split
 
 NORMALISE = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
 

@@ -41,7 +41,8 @@ import sampling
 from cases import Case, Machine, Pictures
 from sampling import CommandError
 
-from job import command_line, config
+from job.config import command_line
+from job.config.settings import Train
 
 
 def main() -> None:
@@ -176,10 +177,10 @@ def _pictures(settings: list[str], scratch: Path, record: dict[str, Any], machin
     """The settings for all pictures, and for smaller sets of the same ones that are written as files."""
     from PIL import Image
 
-    from job import datasets
+    from job.data import datasets
 
     data = command_line.parse(settings, description="").data
-    dataset = datasets.load(data, config.Train().seed, log=lambda _: None)
+    dataset = datasets.load(data, Train().seed, log=lambda _: None)
     sizes = {name: len(getattr(dataset, name)) for name in ("train", "validation", "test")}
     record["data"] = {"source": data.source, **sizes, "classes": len(dataset.classes)}
     found = {}

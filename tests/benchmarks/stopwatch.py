@@ -30,7 +30,7 @@ def note(stage: str) -> None:
     """The job says that ``stage`` is done: in the place of its own ``startup.mark``."""
     reached[stage] = time.time() - BEGAN
     if stage == "data":  # now that the job has imported its trainer, and before it makes one
-        from job.trainer import Trainer
+        from job.training.trainer import Trainer
 
         original = Trainer._step
 
@@ -62,7 +62,7 @@ steps = 0
 
 if __name__ == "__main__":
     reached["until the script begins"] = STARTED - BEGAN
-    from job import startup
+    from job.distributed import startup
 
     startup.mark = note  # type: ignore[assignment]
     runpy.run_path(str(REPOSITORY / "job" / "train.py"), run_name="__main__")

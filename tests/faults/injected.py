@@ -30,12 +30,17 @@ if not __package__:
     sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (2, 1)]
 
 import torch
-from forked import say_to
+from support.forked import say_to
 from torch import nn
 
-from job import checkpoint, evaluation, failures, files, launched, models, train, trainer
-from job.batches import Batches, Part
-from job.runtime import Runtime
+from job import train
+from job.data.batches import Batches, Part
+from job.distributed import ending, launcher
+from job.distributed.group import Runtime
+from job.evaluation import predictions as evaluation
+from job.models import registry
+from job.runs import checkpoint, files
+from job.training import trainer
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
 WAITS = {"slow": 0.1, "hang": 60}
@@ -44,7 +49,7 @@ WAITS = {"slow": 0.1, "hang": 60}
 
 def install(faults: list[dict[str, Any]], network: str = "") -> None:
     """Put ``faults`` in place, in this process."""
-    mine = [fault for fault in faults if fault.get("rank", 0) in (None, launched.launch_rank())]
+    mine = [fault for fault in faults if fault.get("rank", 0) in (None, launcher.launch_rank())]
     times: Counter[str] = Counter()
 
     def come_to(point: str, n: int | None = None) -> list[str]:
@@ -102,7 +107,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     train._report = lambda *_: None  # seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
-        models.BUILDERS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}
+        registry.BUILDERS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}
 
 
 def act(what: str, point: str) -> bool:
@@ -151,7 +156,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def main() -> None:
     install(json.loads(os.environ.get("FAULTS", "[]")), os.environ.get("NETWORK", ""))
-    failures.entry(train.main)
+    ending.entry(train.main)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import injected
-from forked import fork_server
-from support import free_port
+from support.forked import fork_server
+from support.jobs import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Fault = dict[str, Any]

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import fork_server
 from jobs import checkpoints, metrics
+from support.forked import fork_server
 
-from job import checkpoint, files
-from job.checkpoint import FILES, MANIFEST, Checkpoints, State
-from job.config import UserError
+from job.config.settings import UserError
+from job.runs import checkpoint, files
+from job.runs.checkpoint import FILES, MANIFEST, Checkpoints, State
 
 SLOW = {"do": "slow", "at": "step", "n": None}
 EVERY_FILE = [*FILES, MANIFEST]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from jobs import checkpoints, metrics, status
 
-from job import checkpoint
+from job.runs import checkpoint
 
 SLOW = [{"do": "slow", "at": "step", "n": None}]
 

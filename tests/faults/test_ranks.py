@@ -8,7 +8,7 @@ import signal
 import pytest
 from jobs import Launched, checkpoints, launcher, metrics, result, status
 
-from job import checkpoint
+from job.runs import checkpoint
 
 
 def errors(job) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import free_port
+from support.jobs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 

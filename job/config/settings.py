@@ -1,0 +1,296 @@
+"""What a run is told: typed settings, checked for all that needs no data, no device and no other process.
+
+``job.command_line`` makes them of a YAML file and a command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+BAD_INPUT = 2
+"""Exit status for a mistake in configuration, data, weights or run directory (1: failed while running)."""
+PREEMPTED = 75
+"""Exit status for "stopped early, state saved, run me again" (EX_TEMPFAIL of sysexits.h)."""
+
+
+class UserError(Exception):
+    """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}: {mend}" if mend else what)  # one text, so that it travels from rank to rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Which network, and where its weights come from."""
+
+    name: Literal["simple_cnn", "vgg16", "vgg16_bn"] = "simple_cnn"
+    """network"""
+    weights: str | None = None
+    """null (random), "imagenet" (torchvision's, VGG only), or a state dict's path (.safetensors or .pth)"""
+    features_once: bool = False
+    """VGG at 32 to 63 pixels: the first fully connected layer gets each feature once and learns as fast as the others;
+    torchvision's gets each 49 times over and learns 49 times as fast (the weights file has torchvision's layout)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which pictures, and how they reach the network."""
+
+    source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
+    """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
+    root: str = "data"
+    """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
+    validation: float = 0.2
+    """share of the training pictures held out for validation, from 0 up to but not including 1"""
+    image_size: int = 32
+    """height and width in pixels that pictures of the "folder" source are resized to"""
+    augment: Literal["none", "flip", "flip_crop"] = "none"
+    """training pictures: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """per channel, subtracted from values in [0, 1]"""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """per channel, divides what is left"""
+    download: bool = True
+    """whether a missing data set or weights file may be fetched from the network"""
+    cache: str | None = None
+    """directory for decoded pictures; null: beside the source, or the user's cache directory if that is read-only"""
+    skip_unreadable: bool = False
+    """leave out files that are no pictures, with one warning, in place of stopping"""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.validation < 1, "data.validation", self.validation, "from 0 up to but not including 1")
+        _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "from 8 to 1024 pixels")
+        _require(all(map(math.isfinite, self.mean)), "data.mean", self.mean, "finite numbers")
+        _require(all(0 < s < math.inf for s in self.std), "data.std", self.std, "positive numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long and how."""
+
+    epochs: int = 10
+    """passes over the training pictures"""
+    batch_size: int = 128
+    """global batch size: images per optimizer step over all processes together"""
+    gradient_accumulation: int = 1
+    """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
+    gradient_shards: int | None = None
+    """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
+    in one fixed order, so that any number of processes that divides N trains the same bits"""
+    label_smoothing: float = 0.0
+    """cross-entropy's label smoothing, from 0 up to but not including 1"""
+    clip_norm: float | None = None
+    """largest global L2 norm of the gradient; null: not clipped"""
+    seed: int = 42
+    """seed of initial weights, split, order, augmentation and dropout"""
+    deterministic: bool = True
+    """only kernels that give the same bits each time"""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 image")
+        _require(self.gradient_accumulation >= 1, "train.gradient_accumulation", self.gradient_accumulation, ">= 1")
+        _require(_positive_or_none(self.gradient_shards), "train.gradient_shards", self.gradient_shards, "null or >= 1")
+        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "from 0 up to 1")
+        _require(_positive_or_none(self.clip_norm), "train.clip_norm", self.clip_norm, "null or a positive number")
+        _require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """The optimizer, with the global learning rate."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """update rule"""
+    learning_rate: float = 0.001
+    """peak learning rate, for the global batch; not scaled by the number of processes"""
+    weight_decay: float = 0.0
+    """L2 penalty (adam, sgd) or decoupled decay (adamw)"""
+    momentum: float = 0.9
+    """sgd only"""
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "a positive number")
+        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 up to but not including 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "onecycle"] = "constant"
+    """shape after the warm-up: constant, half a cosine to 0, or straight up and straight down to 0"""
+    warmup_epochs: float = 0
+    """epochs of linear warm-up from 0; "onecycle" with 0 takes a fifth of the run"""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """What the arithmetic runs on. How many processes there are is the launcher's business."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """arithmetic of the network; weights and optimizer stay in fp32"""
+    compile: Literal["none", "default", "graphs"] = "none"
+    """none; default: torch.compile, which takes its time first; graphs: the step's kernels as CUDA graphs (GPU only)"""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
+    data_on: Literal["auto", "device", "host"] = "auto"
+    """where the pictures lie; auto: on the device if they take less than half of its free memory"""
+    threads: int | None = None
+    """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
+    timeout: float = 600
+    """seconds after which a process that others wait for is taken for dead"""
+
+    def __post_init__(self) -> None:
+        _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
+        _require(1 <= self.timeout < math.inf, "runtime.timeout", self.timeout, "at least 1 second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When the whole state is saved."""
+
+    every_epochs: int | None = 1
+    """epochs between saves; null: none at epoch ends but the last"""
+    every_steps: int | None = None
+    """optimizer steps between saves; null: only at epoch ends"""
+    every_seconds: float | None = None
+    """seconds between saves; null: only by steps and epochs"""
+    keep: int = 2
+    """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
+
+    def __post_init__(self) -> None:
+        _require(_positive_or_none(self.every_epochs), "checkpoint.every_epochs", self.every_epochs, "null or >= 1")
+        _require(_positive_or_none(self.every_steps), "checkpoint.every_steps", self.every_steps, "null or >= 1")
+        _require(_positive_or_none(self.every_seconds), "checkpoint.every_seconds", self.every_seconds, "null or > 0")
+        _require(self.keep >= 2, "checkpoint.keep", self.keep, "at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where results go."""
+
+    dir: str | None = None
+    """run directory; null: runs/<config name>-<local time>, under Slurm runs/<job name>-<job id>"""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
+    """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
+    log_every: int = 50
+    """optimizer steps between training lines in metrics.jsonl"""
+    max_minutes: float | None = None
+    """stop, save and exit with status 75 after this many minutes; null: no limit"""
+
+    def __post_init__(self) -> None:
+        _require(self.log_every >= 1, "run.log_every", self.log_every, "at least 1")
+        _require(_positive_or_none(self.max_minutes), "run.max_minutes", self.max_minutes, "null or > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run is told."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    runtime: Runtime = field(default_factory=Runtime)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
+            raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
+        if self.model.name == "simple_cnn" and self.model.features_once:
+            raise UserError("model.features_once=true", "simple_cnn repeats none; use false, or model.name vgg16")
+        if self.train.gradient_shards and self.train.gradient_accumulation > 1:
+            raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
+        if self.train.gradient_shards and self.runtime.gradients != "fp32":
+            raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
+        if self.train.gradient_shards and self.model.name == "vgg16_bn":
+            raise UserError(
+                "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"
+            )
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise UserError(
+                f"schedule.warmup_epochs={self.schedule.warmup_epochs:g}",
+                f"must be less than train.epochs={self.train.epochs}",
+            )
+
+    def parts(self, world_size: int) -> int:
+        """In how many equal parts each of ``world_size`` processes computes its share of a batch.
+
+        Raises UserError when there are no such parts.
+        """
+        train, shards = self.train, self.train.gradient_shards
+        if shards is not None and shards % world_size:
+            raise UserError(
+                f"train.gradient_shards={shards} does not divide by {world_size} processes",
+                f"use {-(-shards // world_size) * world_size}, or another number of processes",
+            )
+        parts = shards // world_size if shards else train.gradient_accumulation
+        whole = parts * world_size
+        if train.batch_size % whole:
+            near = [size for size in (train.batch_size // whole * whole, -(-train.batch_size // whole) * whole) if size]
+            raise UserError(
+                f"train.batch_size={train.batch_size} does not divide by {world_size} processes x {parts} parts each",
+                f"use {' or '.join(map(str, near))}, or another number of processes",
+            )
+        return parts
+
+
+def _positive_or_none(value: float | None) -> bool:
+    return value is None or 0 < value < math.inf
+
+
+def _require(ok: bool, key: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise UserError(f"{key}={value}", f"must be {allowed}")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain nested mappings, as YAML and JSON hold them."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as a file that ``--config`` reads."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def differences(old: Config, new: Config, free: Sequence[str]) -> list[str]:
+    """``key: old -> new`` for each setting that differs, those under a key or section in ``free`` left out."""
+    before, after = flat(to_dict(old)), flat(to_dict(new))
+    return [
+        f"{key}: {before[key]} -> {after[key]}"
+        for key in before
+        if before[key] != after[key] and not any(key == f or key.startswith(f + ".") for f in free)
+    ]
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(settings, dict) or (not settings and not prefix):
+        return {prefix: settings} if prefix else {}
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found

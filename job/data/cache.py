@@ -1,0 +1,299 @@
+"""Decoded pictures on disk: four arrays and a description, published whole or not at all, then mapped by every process.
+
+A stored data set is a directory of NHWC uint8 pictures and int64 labels for train and test, and ``about.json``.
+It never changes once it stands under its name, so that reading one needs no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from job.config.settings import UserError
+
+FORMAT = 1
+"""Raised when the layout of a stored data set changes: older ones are then rebuilt."""
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_OTHER_PLACE = "make room there, or set data.cache to a directory on another disk"
+
+Advance = Callable[[int], None]
+Log = Callable[[str], None]
+
+
+class Progress(Protocol):
+    """Shows how far a long piece of work has come: what is entered is called with each further amount done."""
+
+    def __call__(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
+        """Start showing ``description``; ``total`` is in ``unit``, None where it is not known."""
+        ...
+
+
+@contextlib.contextmanager
+def silent(description: str, total: int | None, unit: str) -> Iterator[Advance]:
+    """The progress of a process that shows none."""
+    yield lambda amount: None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a source says about the arrays it has written."""
+
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """what the user should know at every start: pictures left out, files passed over"""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A sound stored data set."""
+
+    path: Path
+    classes: tuple[str, ...]
+    notes: tuple[str, ...]
+    fingerprint: str
+    """hex SHA-256 over class names and the content of all arrays"""
+
+    def map(self, name: str) -> NDArray[Any]:
+        """One of ``ARRAYS``, its pages shared with every process that maps it; what a process writes is its own."""
+        array: NDArray[Any] = np.load(self.path / f"{name}.npy", mmap_mode="c")
+        return array
+
+
+class PictureFile:
+    """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing. A context: leaving it closes the file.
+
+    Not mapped, because a plain write meets a full disk with an error and not with a signal.
+    """
+
+    def __init__(self, directory: Path, part: str, size: int) -> None:
+        self._directory, self._part, self._size = directory, part, size
+        self._path = directory / f"{part}_images.npy"
+        self._file = self._path.open("wb")
+        self._count = 0
+        self._header()
+
+    def __enter__(self) -> PictureFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def append(self, block: NDArray[np.uint8] | bytes) -> None:
+        """Add ``block``, uint8 ``[k, size, size, 3]``, or its bytes."""
+        written = self._file.write(block if isinstance(block, bytes) else np.ascontiguousarray(block).data)
+        self._count += written // (self._size * self._size * 3)
+
+    def finish(self, labels: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> None:
+        """Close the pictures, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
+        self._header()
+        self._file.close()
+        if order is None or np.array_equal(order, np.arange(self._count)):
+            np.save(self._directory / f"{self._part}_labels.npy", labels.astype(np.int64))
+            return
+        unordered = self._path.rename(self._path.with_suffix(".unordered"))
+        images = np.load(unordered, mmap_mode="r")
+        with PictureFile(self._directory, self._part, self._size) as ordered:
+            for start in range(0, len(order), 1024):
+                ordered.append(images[order[start : start + 1024]])
+            ordered.finish(labels)
+        unordered.unlink()
+
+    def _header(self) -> None:
+        # numpy leaves room for the first dimension to grow, so the header keeps its length
+        self._file.seek(0)
+        shape = (self._count, self._size, self._size, 3)
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def places(beside: Path | None, override: str | None) -> list[Path]:
+    """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
+    if override is not None:
+        return [Path(override).expanduser()]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    own = [home / "rankzero"] if home.is_absolute() else []  # a container's user may have no home
+    return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
+
+
+def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
+    """The stored data set ``name`` from the first of ``places`` that has it, else built in the first writable one.
+
+    ``build`` writes ``ARRAYS`` into an empty directory. Any number of processes may call this at once: one builds.
+    Raises ``UserError`` where no place is writable or the disk is full, and whatever ``build`` raises.
+    """
+    for place in places:
+        if isinstance(found := _read(place / name), Stored):
+            return found
+    place = writable(places)
+    with locked(place / f"{name}.lock", log):
+        found = _read(place / name)
+        if isinstance(found, Stored):  # built while this process waited
+            return found
+        for entry in place.iterdir():
+            if entry.name.startswith(f"{name}.tmp-"):  # of a process that was killed
+                shutil.rmtree(entry, ignore_errors=True)
+        if found is not None:
+            log(f"{place / name}: {found}; decoding again")
+            doomed = place / f"{name}.tmp-{uuid.uuid4().hex}"
+            (place / name).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        return _publish(place / name, build, log)
+
+
+def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> str:
+    """Hex SHA-256 of ``file``, remembered in ``places`` for as long as its size and modification time stay."""
+    status = file.stat()
+    stamp = [status.st_size, status.st_mtime_ns]
+    note = f"digest-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]}.json"
+
+    def remembered(place: Path) -> str | None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads((place / note).read_text())
+            return str(known["sha256"]) if known["stamp"] == stamp else None
+        return None
+
+    for place in places:
+        if known := remembered(place):
+            return known
+    place = writable(places)
+    with locked(place / f"{note}.lock", log):
+        if known := remembered(place):
+            return known
+        total = hashlib.sha256()
+        with file.open("rb") as stream, progress(f"hashing {file.name}", status.st_size, "B") as advance:
+            while chunk := stream.read(1 << 22):
+                total.update(chunk)
+                advance(len(chunk))
+        with disk_errors(str(place), _OTHER_PLACE):
+            _write_json(place / note, {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()})
+    return total.hexdigest()
+
+
+def writable(places: Sequence[Path]) -> Path:
+    """The first of ``places`` that can be written, created. One without any write permission counts as read-only."""
+    for place in places:
+        existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+        if not existing.stat().st_mode & 0o222:  # root could write there, but somebody meant it not to be
+            continue
+        with contextlib.suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            probe = place / f".tmp-{uuid.uuid4().hex}"  # access(2) is wrong on some network file systems
+            probe.touch()
+            probe.unlink()
+            return place
+    tried = ", ".join(map(str, places)) or "no home directory"
+    raise UserError(f"no directory for decoded pictures can be written ({tried})", "set data.cache to one that can")
+
+
+@contextlib.contextmanager
+def locked(path: Path, log: Log) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel lets it go when the process dies."""
+    lock = filelock.FileLock(path, mode=0o666)  # for other users of a shared directory
+    try:
+        lock.acquire(timeout=2)
+    except filelock.Timeout:
+        log(f"waiting for another process that holds {path}")
+        lock.acquire(poll_interval=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored:
+    """Build in a sibling, make it durable, and rename it into place."""
+    working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        with disk_errors(f"decoded pictures in {final.parent}", _OTHER_PLACE):
+            working.mkdir()
+            contents = build(working)
+            hashes = {name: _array_digest(working / f"{name}.npy") for name in ARRAYS}
+            identity = json.dumps([contents.classes, hashes])
+            about = {
+                "format": FORMAT,
+                "classes": contents.classes,
+                "notes": contents.notes,
+                "sizes": {name: (working / f"{name}.npy").stat().st_size for name in ARRAYS},
+                "sha256": hashes,
+                "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+            }
+            for name in ARRAYS:
+                _flush(working / f"{name}.npy")
+            _write_json(working / "about.json", about)
+            _flush(working)
+            with contextlib.suppress(FileExistsError):  # published meanwhile from a machine that does not see our lock
+                working.rename(final)
+            _flush(final.parent)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+    stored = _read(final)
+    if not isinstance(stored, Stored):
+        raise UserError(f"{final}: {stored or 'vanished'} right after it was written", "is the disk sound?")
+    log(f"decoded pictures kept in {final}")
+    return stored
+
+
+def _read(path: Path) -> Stored | str | None:
+    """What lies at ``path``: a sound stored data set, in words what is wrong with it, or None where nothing does."""
+    if not path.exists():
+        return None
+    try:
+        about = json.loads((path / "about.json").read_text())
+        if about["format"] != FORMAT:
+            return f"stored in format {about['format']}, this is {FORMAT}"
+        for name in ARRAYS:
+            if (path / f"{name}.npy").stat().st_size != about["sizes"][name]:
+                return f"damaged ({name}.npy has the wrong size)"
+        return Stored(path, tuple(about["classes"]), tuple(about["notes"]), str(about["fingerprint"]))
+    except FileNotFoundError as error:
+        return f"damaged ({Path(error.filename).name} is missing)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"damaged ({type(error).__name__}: {error})"
+
+
+def _array_digest(path: Path) -> str:
+    return hashlib.sha256(np.load(path, mmap_mode="r").data).hexdigest()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    beside.write_text(json.dumps(content, indent=1))
+    _flush(beside)
+    beside.replace(path)
+
+
+def _flush(path: Path) -> None:
+    """Have the content of a file, or the names in a directory, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, mend: str) -> Iterator[None]:
+    """Turn "disk full", "no permission" and the like, while writing ``what``, into a ``UserError``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL + _FORBIDDEN:
+            raise UserError(f"{what} cannot be written ({error.strerror})", mend) from None
+        raise

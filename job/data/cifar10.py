@@ -1,0 +1,241 @@
+"""CIFAR-10 (Krizhevsky, 2009): fetched once, verified, decoded without trusting its pickles."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import http.client
+import io
+import os
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.config.settings import UserError
+from job.data.cache import Advance, Contents, Log, PictureFile, Progress, disk_errors, locked
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+TEST = ("test_batch",)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What was published, byte for byte."""
+
+    url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    size: int = 170_498_071
+    sha256: str = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+    folder: str = "cifar-10-batches-py"
+    batches: tuple[tuple[str, str], ...] = (
+        ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+        ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+        ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+        ("test_batch", "40351d587109b95175f43aff81a1287e"),
+    )
+    """file and MD5 of each batch in ``folder``, as torchvision checks them"""
+
+    @property
+    def filename(self) -> str:
+        """What the archive is called on disk."""
+        return self.url.rsplit("/", 1)[1]
+
+
+PUBLISHED = Published()
+
+PATIENCE = 10
+"""seconds without an answer after which a connection counts as dead"""
+_FRUITLESS = 3  # connections in a row without a byte, after which the server counts as dead
+
+
+def decode(
+    root: Path, download: bool, into: Path, progress: Progress, log: Log, published: Published = PUBLISHED
+) -> Contents:
+    """Write the pictures below ``root`` into the directory ``into``, in the order of the batches.
+
+    ``root`` holds the archive, or the folder that torchvision extracts from it; else the archive is downloaded if
+    ``download``. Raises ``UserError`` if there is neither, or if what is there is not what was published.
+    """
+    batches = _find(root, published)
+    if batches is None:
+        if not download:
+            raise _missing(root, published, "data.download is false")
+        fetch(root, progress, log, published)
+        batches = _find(root, published) or {}
+    with progress("decoding CIFAR-10", len(batches), "batches") as advance:
+        for split, names in (("train", TRAIN), ("test", TEST)):
+            labels: list[int] = []
+            with PictureFile(into, split, 32) as file:
+                for name in names:
+                    pictures, some = _unpickled(batches.pop(name))
+                    file.append(pictures)
+                    labels += some
+                    advance(1)
+                file.finish(np.array(labels, np.int64))
+    return Contents(CLASSES)
+
+
+def fetch(root: Path, progress: Progress, log: Log, published: Published = PUBLISHED) -> None:
+    """Download the archive into ``root``, continuing what an earlier attempt left.
+
+    It appears under its name only once its SHA-256 is right. Any number of processes may call this at once.
+    """
+    archive = root / published.filename
+    part = archive.with_name(f"{archive.name}.part")
+    with disk_errors(
+        f"the download of {published.filename} in {root}", "make room or give permission there, or set data.root"
+    ):
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(archive.with_name(f"{archive.name}.lock"), log):
+            if archive.exists():  # another process was faster
+                return
+            with progress(f"downloading {archive.name}", published.size, "B") as advance, part.open("a+b") as file:
+                resumed = file.tell()
+                _receive(file, root, published, advance)
+                if resumed and _sha256(file) != published.sha256:
+                    log(f"{part}: what an earlier download left is damaged, starting again")
+                    _restart(file, advance)
+                    _receive(file, root, published, advance)
+                if _sha256(file) != published.sha256:
+                    file.truncate(0)
+                    raise _missing(root, published, "what the server sent is not what was published")
+                os.fsync(file.fileno())
+            part.replace(archive)
+
+
+def _receive(file: BinaryIO, root: Path, published: Published, advance: Advance) -> None:
+    """Append to ``file`` until it has the published size, over as many connections as bring something."""
+    have = most = file.seek(0, os.SEEK_END)
+    advance(have)
+    fruitless = 0
+    while have < published.size:
+        why = "the connection broke off"
+        try:
+            for chunk, continued in _answer(published.url, have):
+                if have and not continued:
+                    have = _restart(file, advance)
+                file.write(chunk)
+                have += len(chunk)
+                advance(len(chunk))
+                if have > published.size:
+                    break
+        except _NetworkError as error:
+            why = str(error)
+        fruitless = 0 if have > most else fruitless + 1
+        most = max(have, most)
+        if have < published.size and (have == 0 or fruitless == _FRUITLESS):
+            raise _missing(root, published, why)
+
+
+class _NetworkError(Exception):
+    """The message says what failed."""
+
+
+def _answer(url: str, start: int) -> Iterator[tuple[bytes, bool]]:
+    """Chunks of what lies at ``url`` from byte ``start`` on, and whether they do start there or at 0."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310 (ours)
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
+            first = True
+            while chunk := answer.read1(1 << 16):
+                yield chunk, not first or answer.status == http.HTTPStatus.PARTIAL_CONTENT
+                first = False
+    except urllib.error.HTTPError as error:
+        raise _NetworkError(f"{error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        raise _NetworkError(str(getattr(error, "reason", error)) or type(error).__name__) from None
+
+
+def _restart(file: BinaryIO, advance: Advance) -> int:
+    advance(-file.seek(0, os.SEEK_END))
+    file.truncate(0)
+    return 0
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    total = hashlib.sha256()
+    while chunk := file.read(1 << 22):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _missing(root: Path, published: Published, why: str) -> UserError:
+    return UserError(
+        f"no CIFAR-10 in data.root={root}, and none could be downloaded ({why})",
+        "on a machine with network run `python job/prepare.py --config …`, "
+        f"or put {published.filename} from {published.url} into {root}",
+    )
+
+
+def _find(root: Path, published: Published) -> dict[str, bytes] | None:
+    """The batches as verified bytes, None if there are none below ``root``."""
+    archive, folder = root / published.filename, root / published.folder
+    if archive.exists():
+        content = _bytes(archive)
+        if hashlib.sha256(content).hexdigest() == published.sha256:
+            return _extract(content, published)
+        wrong = f"{archive} ({len(content)} bytes, {published.size} expected)"
+    elif folder.exists():
+        batches = {}
+        for name, md5 in published.batches:
+            batches[name] = _bytes(folder / name) if (folder / name).exists() else b""
+            if hashlib.md5(batches[name], usedforsecurity=False).hexdigest() != md5:
+                wrong = str(folder / name)
+                break
+        else:
+            return batches
+    else:
+        return None
+    raise UserError(f"{wrong}: missing, damaged or truncated", "delete it, and it will be downloaded again")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}", "make it readable") from None
+
+
+def _extract(content: bytes, published: Published) -> dict[str, bytes]:
+    wanted = {f"{published.folder}/{name}": name for name in (*TRAIN, *TEST)}
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
+        return {
+            wanted[member.name]: file.read()
+            for member in tar
+            if member.name in wanted and (file := tar.extractfile(member)) is not None
+        }
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Rebuilds numpy arrays and plain values; anything else that a pickle could call is refused."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        reconstruct = np.zeros(0).__reduce__()[0]  # its module's name depends on numpy's version
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): codecs.encode,  # how protocol 2 spells bytes
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"refuses {module}.{name}")
+        return allowed[module, name]
+
+
+def _unpickled(batch: bytes) -> tuple[NDArray[np.uint8], list[int]]:
+    """Pictures uint8 ``[n, 32, 32, 3]`` and labels of a batch, which holds them as ``[n, 3 * 32 * 32]``."""
+    content = _ArraysOnly(io.BytesIO(batch), encoding="latin1").load()
+    return content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), content["labels"]

@@ -1,0 +1,194 @@
+"""A folder or an archive of pictures, ``train/<class>/*`` and ``test/<class>/*``, becomes arrays."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+
+from job.config.settings import UserError
+from job.data import archives, decoding
+from job.data.archives import shown
+from job.data.cache import Contents, PictureFile, Progress
+from job.data.decoding import Encoded, Pixels
+
+SPLITS = ("train", "test")
+LAYOUT = "expected train/<class>/* and test/<class>/* there, or an archive of that"
+
+_BLOCK = 256  # pictures a process takes at once: handing them over one by one costs more than decoding
+_BLOCK_BYTES = 1 << 24
+_NAMED = 3  # files named in a message; the others are counted
+
+
+def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress) -> Contents:
+    """Write the pictures of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and name.
+
+    See ``imaging.read`` for what becomes of other kinds of pictures. Of two members of the same name the later
+    counts, as when an archive is extracted. Raises ``UserError`` for everything that is wrong with the folder or
+    archive, for files that are no pictures unless ``skip_unreadable``, and for classes that differ between train and
+    test.
+    """
+    root = root.absolute()
+    layout = _Layout(root)
+    with PictureFile(into, "train", size) as train, PictureFile(into, "test", size) as test:
+        splits = {"train": _Split("train", train), "test": _Split("test", test)}
+        _read_all(root, size, layout, splits, progress)
+        classes = layout.classes()
+        notes = layout.notes()
+        unreadable = [line for split in splits.values() for line in split.unreadable]
+        if unreadable:
+            are = "file is not a readable picture" if len(unreadable) == 1 else "files are not readable pictures"
+            what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
+            if not skip_unreadable:
+                raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
+            notes.append(f"left out: {what}")
+        for split in splits.values():
+            split.finish(root, classes)
+    return Contents(classes, tuple(notes))
+
+
+def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split], progress: Progress) -> None:
+    """Read serially, decode in parallel, collect in order."""
+    queue: deque[tuple[_Split, list[str], Future[Pixels]]] = deque()
+    processes = min(_cores(), 32)
+    total, unit = archives.extent(root)
+    with decoding.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
+
+        def submit(split: _Split) -> None:
+            queue.append((split, split.paths, read(split.encoded)))
+            split.paths, split.encoded, split.bytes = [], [], 0
+            if len(queue) > 2 * processes:  # bounds the memory, whatever the disk and the decoders do
+                collect()
+
+        def collect() -> None:
+            split, paths, pixels = queue.popleft()
+            split.add(paths, *pixels.result())
+
+        for member in archives.members(root):
+            advance(member.cost)
+            if (place := layout.place(member)) is None or member.content is None:
+                continue
+            split = splits[place[0]]
+            split.paths.append(place[1])
+            split.encoded.append(member.content)
+            split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
+            if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
+                submit(split)
+        for split in splits.values():
+            submit(split)
+        while queue:
+            collect()
+
+
+class _Split:
+    """One of train and test while it is being read."""
+
+    def __init__(self, name: str, file: PictureFile) -> None:
+        self.name, self.file = name, file
+        self.paths: list[str] = []  # of the block that is being gathered
+        self.encoded: list[Encoded] = []
+        self.bytes = 0
+        self.rows: dict[str, int] = {}  # "class/.../file" to row number in the file
+        self.written = 0
+        self.unreadable: list[str] = []
+
+    def add(self, paths: list[str], pixels: bytes, failures: list[str | None]) -> None:
+        for path, failure in zip(paths, failures, strict=True):
+            if failure is None:
+                self.rows[path] = self.written
+                self.written += 1
+            else:
+                self.unreadable.append(f"{self.name}/{path} ({failure})")
+        self.file.append(pixels)
+
+    def finish(self, root: Path, classes: Sequence[str]) -> None:
+        """Sort by class and path, so that a folder and any archive of it give the same arrays."""
+        number = {name: index for index, name in enumerate(classes)}
+        paths = sorted(self.rows, key=lambda path: path.split("/"))
+        labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
+        counts = np.bincount(labels, minlength=len(classes))
+        if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
+            raise UserError(
+                f"{root}: no pictures in {_named([f'{self.name}/{name}' for name in empty])}",
+                "put some there, or take the class away from train and test",
+            )
+        self.file.finish(labels, np.array([self.rows[path] for path in paths], np.int64))
+
+
+class _Layout:
+    """Where in the tree train/ and test/ are, and which classes they have."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._top: tuple[str, ...] | None = None  # archives often have one folder above train/ and test/
+        self._classes: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._outside: list[str] = []
+
+    def place(self, member: archives.Member) -> tuple[str, str] | None:
+        """A file's split and its path below that, "class/.../file"; None for what is not in a class folder."""
+        parts = member.parts
+        if parts[0] in SPLITS:
+            top: tuple[str, ...] = ()
+        elif len(parts) > 1 and parts[1] in SPLITS:
+            top = parts[:1]
+        else:
+            self._pass_over(member)
+            return None
+        if self._top is None:
+            self._top = top
+        if top != self._top:
+            raise UserError(
+                f"{self._root}: train/ and test/ are in more than one place: {shown('/'.join((*self._top, '')))!r} "
+                f"and {shown('/'.join((*top, '')))!r}",
+                "keep one of them",
+            )
+        split, *below = parts[len(top) :]
+        is_file = member.content is not None
+        if len(below) < 1 + is_file:
+            self._pass_over(member)
+            return None
+        self._classes[split].add(below[0])
+        return split, "/".join(below)
+
+    def _pass_over(self, member: archives.Member) -> None:
+        if member.content is not None:
+            self._outside.append("/".join(member.parts))
+
+    def classes(self) -> tuple[str, ...]:
+        """Class names, sorted. Raises ``UserError`` unless they are the same in train and test."""
+        train, test = (self._classes[split] for split in SPLITS)
+        if not train and not test:
+            raise UserError(f"{self._root}: no pictures", LAYOUT)
+        for split, names in self._classes.items():
+            if not names:
+                raise UserError(f"{self._root}: no {split}/<class>/*", LAYOUT)
+        if train != test:
+            lacks = [
+                f"{split}/ has no {_named(sorted(missing), 10)}"
+                for split, missing in (("train", test - train), ("test", train - test))
+                if missing
+            ]
+            raise UserError(
+                f"{self._root}: the classes of train/ and test/ differ: {'; '.join(lacks)}",
+                "give both the same class folders",
+            )
+        return tuple(sorted(train))
+
+    def notes(self) -> list[str]:
+        if not self._outside:
+            return []
+        where = "outside train/<class>/ and test/<class>/"
+        return [f"{self._root}: {len(self._outside)} files {where} passed over: {_named(self._outside)}"]
+
+
+def _named(names: Sequence[str], most: int = _NAMED) -> str:
+    further = len(names) - most
+    return ", ".join(map(shown, names[:most])) + (f" and {further} more" if further > 0 else "")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,1 @@
+"""With whom a process runs, when it must stop, and how it ends."""

@@ -1,0 +1,289 @@
+"""Who am I, and with whom: the process group, the device, threads, seeds.
+
+The only module that constructs an ``Accelerator`` and, with ``launched``, that reads rank, world size or environment.
+torch is imported inside functions: entry points need this module before they can afford torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import hashlib
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from job.config.settings import Runtime as RuntimeSettings
+from job.config.settings import UserError
+from job.distributed import launcher, startup
+from job.distributed.ending import FailedError, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process's place in the job. ``world_size`` 1 is the same code, with collectives that do nothing."""
+
+    accelerator: Accelerator
+    device: torch.device
+    rank: int
+    world_size: int
+    local_rank: int
+    set_up_group: Any
+    """a gloo group without a practical time limit: one process may decode or download for an hour"""
+    control_group: Any
+    """a gloo group for small messages between hosts that must not wait for a device"""
+
+    @property
+    def is_rank_zero(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def local_world_size(self) -> int:
+        """Processes of this job on this host."""
+        return launcher.local_world_size()
+
+    def guarded(self, work: Callable[[], T], *, on: bool = True) -> T | None:
+        """Run ``work`` where ``on``; when it fails anywhere, every rank raises the error of the lowest such rank.
+
+        That is the UserError or FailedError which ``work`` raised; of any other the traceback is printed there.
+        """
+        result: T | None = None
+        problem: UserError | FailedError | None = None
+        if on:
+            try:
+                result = work()
+            except (UserError, FailedError) as error:
+                problem = error
+            except Exception as error:
+                traceback.print_exc()
+                problem = FailedError(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
+        for found in self.gathered(problem):
+            if found is not None:
+                raise found
+        return result
+
+    def gathered(self, value: T) -> list[T]:
+        """``value`` of every rank, in rank order."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.set_up_group)
+        return values
+
+    def from_rank_zero(self, value: T) -> T:
+        """Rank zero's ``value``, everywhere."""
+        return self.gathered(value)[0]
+
+    def rows_of_all(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows [k, n] of every rank, in rank order: [world_size * k, n].
+
+        Every rank must call it, with the same number of rows.
+        """
+        if self.world_size == 1:
+            return rows
+        import torch.distributed as dist
+
+        gathered = rows.new_empty(self.world_size * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(gathered, rows)
+        return gathered
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place and returned. Every rank must call it."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rank zero's ``tensors``, everywhere, so that one process reads a file for all. Every rank must call it."""
+        if self.world_size == 1:
+            return tensors
+        import torch
+        import torch.distributed as dist
+
+        shapes = self.from_rank_zero({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        result = {}
+        for name, (shape, dtype) in shapes.items():
+            # Contiguous: what is sent is memory, in whatever order it lies.
+            tensor = tensors[name].to(self.device).contiguous() if self.is_rank_zero else None
+            result[name] = torch.empty(shape, dtype=dtype, device=self.device) if tensor is None else tensor
+            dist.broadcast(result[name], src=0)
+        return result
+
+    def maximum(self, values: list[int]) -> list[int]:
+        """Element-wise maximum over ranks. Every rank must call it."""
+        if self.world_size == 1:
+            return values
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(values)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control_group)
+        return tensor.tolist()
+
+    def keep_to_own_cores(self) -> bool:
+        """On CPUs, take a share of the host's cores for this process alone; whether that was done on every rank.
+
+        Otherwise the threads of one that waits for a gradient wake up where another computes, and queue behind it: one
+        exchange in four took milliseconds in place of half a one. Every rank must call it.
+        """
+        if self.world_size == 1 or self.device.type != "cpu" or sys.platform != "linux":
+            return False
+        count = self.local_world_size
+        first = self.rank - self.local_rank
+        allowed = self.gathered(os.sched_getaffinity(0))[first : first + count]
+        threads = int(os.environ["OMP_NUM_THREADS"])
+        share = launcher.share_of_cores(allowed, self.local_rank, threads) if count > 1 else None
+        if share is not None:
+            launcher.keep_to(share)
+        return all(self.gathered(share is not None))
+
+    def close(self) -> None:
+        """Leave the group after success. After a failure nobody waits for anybody: just exit."""
+        if self.world_size > 1:
+            # In this order: a gloo group that dies before its models aborts the process one time in ten.
+            self.accelerator.free_memory()
+            self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+
+def address(*parts: object) -> int:
+    """A 63-bit seed that depends on all ``parts`` and on nothing else: random numbers are addressed, not streamed."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def start(
+    settings: RuntimeSettings,
+    *,
+    deterministic: bool,
+    static_graph: bool = False,
+    one_thread: bool = False,
+    meeting: contextlib.AbstractContextManager[None] | None = None,
+) -> Runtime:
+    """Form the process group that was asked for, on the device that was asked for.
+
+    ``static_graph``: each backward pass is followed by an optimizer step. ``one_thread``: use one CPU thread unless
+    told otherwise, since sums over threads differ in their last bits with the number of threads. ``meeting`` is entered
+    while processes wait for each other.
+
+    Raises UserError when fewer processes came than were asked for, or when the device is not there.
+    """
+    asked = launcher.asked()
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked.processes is not None and asked.processes != world_size:
+        raise UserError(
+            f"{asked.processes} processes were asked for and {world_size} started",
+            "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
+            f"with --num_processes {asked.processes}",
+        )
+    threads = launcher.threads_for(settings, alone=one_thread)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Threads that wait spin, for a tenth of a second by default: on shared cores that is ten times slower than working.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+
+    import torch
+    import torch.distributed as dist
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
+
+    startup.mark("torch and accelerate")
+    cpu = launcher.on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
+    torch.set_num_threads(threads)
+    # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
+    if deterministic and settings.compile == "default":
+        torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
+    else:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
+    if cpu:
+        _keep_freed_memory()
+    patience = datetime.timedelta(seconds=settings.timeout)
+    try:
+        with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
+            accelerator = Accelerator(
+                cpu=cpu,
+                mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+                # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+                dynamo_backend="no",
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[
+                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
+                    InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                    DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
+                ],
+            )
+            set_up_group: Any = None
+            control_group: Any = None
+            if accelerator.num_processes > 1:
+                set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+                # Only now: a day would also be the time that ranks wait for one that died while they met.
+                set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+                set_timeout(datetime.timedelta(days=1), set_up_group)
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise FailedError(
+            f"rank {launcher.launch_rank()} of {world_size} did not meet all others at {where} ({first_line(error)}): "
+            "see whether they started, and whether that address can be reached from every node"
+        ) from None
+    return Runtime(
+        accelerator=accelerator,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        local_rank=accelerator.local_process_index,
+        set_up_group=set_up_group,
+        control_group=control_group,
+    )
+
+
+def describe(runtime: Runtime) -> dict[str, Any]:
+    """Versions, device, host and threads of this process, for ``environment.json``. No environment variables."""
+    import accelerate
+    import torch
+
+    cuda = runtime.device.type == "cuda"
+    return {
+        "host": socket.gethostname(),
+        "device": torch.cuda.get_device_name(runtime.device) if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    }
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to reuse large buffers: returning activations to the kernel each step costs a fifth of it."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "CPU"

@@ -1,0 +1,154 @@
+"""What the launcher, Slurm or the user's shell said: rank, world size, what was asked for, when it ends.
+
+Read here and in ``runtime``, which forms the group, and nowhere else. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.config import command_line
+from job.config.settings import Runtime, UserError
+
+
+def launch_rank() -> int:
+    """Rank by the launcher's word, before any group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def run_name(config_name: str) -> str:
+    """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job_id = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    if job_id:
+        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job_id}".replace("/", "-")
+    return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def under_slurm() -> bool:
+    return "SLURM_JOB_ID" in os.environ
+
+
+def end_time() -> float | None:
+    """When the allocation ends, in seconds since 1970, if anybody says."""
+    with contextlib.suppress(KeyError, ValueError):
+        return float(os.environ.get("RANKZERO_END_TIME") or os.environ["SLURM_JOB_END_TIME"])
+    return None
+
+
+def die_with_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
+    if by_launcher() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def by_launcher() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What whoever started this process asked for; None where nobody said."""
+
+    processes: int | None = None
+    cpu: bool | None = None
+
+
+def asked() -> Asked:
+    """How many processes on what, by the environment or by the launcher's own command line, one process up.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process without a word (huggingface/accelerate#2741), and
+    on a machine without GPUs ``--multi_gpu`` starts as many as asked; neither tells them what was asked.
+    """
+    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on") or None
+    if "RANKZERO_WORLD_SIZE" in os.environ:
+        return Asked(int(os.environ["RANKZERO_WORLD_SIZE"]), told)
+    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not by_launcher():
+        return Asked(int(os.environ["SLURM_STEP_NUM_TASKS"]), told)
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
+    except OSError:
+        return Asked(cpu=told)
+    if "launch" not in words or not any("accelerate" in word for word in words[: words.index("launch")]):
+        return Asked(cpu=told)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--num_processes", "--num-processes", type=int)
+    parser.add_argument("--config_file", "--config-file")
+    parser.add_argument("--cpu", "--use_cpu", "--use-cpu", action="store_true")
+    parser.add_argument("--multi_gpu", "--multi-gpu", action="store_true")
+    file: dict[str, Any] = {}
+    with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
+        options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
+        if options.config_file:
+            file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
+        cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
+        return Asked(options.num_processes or file.get("num_processes"), cpu)
+    return Asked(cpu=told)
+
+
+def local_world_size() -> int:
+    """Processes of this job on this host."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
+    if device == "cpu" or (device == "auto" and asked_cpu):
+        return True
+    needed = local_world_size()
+    if gpus < needed and (device == "cuda" or asked_cpu is False or gpus):
+        raise UserError(
+            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
+            "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
+            "or --runtime.device cpu",
+        )
+    return gpus == 0
+
+
+def threads_for(settings: Runtime, *, alone: bool) -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if settings.threads is not None:
+        return settings.threads
+    # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
+    if given.isdigit() and int(given) > 0 and (int(given) > 1 or not by_launcher()):
+        return int(given)
+    if alone:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(16, cores // local_world_size()))
+
+
+def share_of_cores(allowed: Sequence[set[int]], local_rank: int, threads: int) -> list[int] | None:
+    """The cores of a host that one of its processes should keep to, when each may use the same ones.
+
+    ``allowed``: of each process of this host, by local rank. Neighbours share what whole cores share: caches, memory
+    and, where a core counts twice, itself. None where somebody bound them already or ``threads`` are more than that.
+    """
+    count, cores = len(allowed), sorted(allowed[local_rank], key=_topology)
+    share = cores[len(cores) * local_rank // count : len(cores) * (local_rank + 1) // count]
+    return share if all(mask == allowed[0] for mask in allowed) and len(share) >= threads else None
+
+
+def keep_to(cores: Sequence[int]) -> None:
+    """Let all threads of this process, and those they start, run on ``cores`` alone."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile, a core that was taken away
+            os.sched_setaffinity(int(thread.name), cores)
+
+
+def _topology(core: int) -> tuple[int, ...]:
+    found = []
+    for name in ("physical_package_id", "core_id"):
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path(f"/sys/devices/system/cpu/cpu{core}/topology/{name}").read_text()))
+    return (*found, core) if len(found) == 2 else (0, 0, core)

@@ -1,0 +1,175 @@
+"""Finished runs side by side: what differs, and whether by more than chance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.config import command_line
+from job.config.settings import UserError, flat, to_dict
+from job.runs import reader
+from job.runs.reader import Run
+
+NOT_THE_RECIPE = ("run", "checkpoint", "train.seed", "data.root", "data.cache", "data.download", "runtime")
+"""settings in which repetitions of one experiment may differ"""
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A finished run, with what it said of each test picture."""
+
+    run: Run
+    name: str
+    """unlike those of the others"""
+    labels: NDArray[np.int64]
+    """[n] true classes"""
+    right: NDArray[np.bool_]
+    """[n] whether the predicted class is the true one"""
+
+
+def read(paths: Sequence[Path]) -> list[Finished]:
+    """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same pictures."""
+    runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    names = [run.name for run in runs]
+    found = []
+    for run in runs:
+        if not run.evaluation:
+            state = run.status.get("state", "begun")
+            raise UserError(f"{run.path} is not finished ({state})", "let it finish, or leave it out")
+        labels, predicted = _predictions(run)
+        name = run.name if names.count(run.name) == 1 else str(run.path)
+        found.append(Finished(run, name, labels, labels == predicted))
+    for other in found[1:]:
+        _require_same_data(found[0], other)
+    return found
+
+
+def _predictions(run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    file = run.path / "predictions.safetensors"
+    try:
+        tensors = load_file(file)
+        return tensors["labels"], tensors["predicted"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{file} cannot be read ({type(error).__name__})", "restore it, or leave the run out") from None
+
+
+def _require_same_data(first: Finished, other: Finished) -> None:
+    pair = f"{first.name} and {other.name}"
+    mend = "compare runs that were tested on the same pictures"
+    ours, theirs = ([row["name"] for row in one.run.evaluation["classes"]] for one in (first, other))
+    if ours != theirs:
+        only = sorted(set(ours) ^ set(theirs))
+        what = f"only one has {', '.join(only[:3])}" if only else "their order differs"
+        raise UserError(f"{pair} have different classes ({what})", mend)
+    prints = [one.run.evaluation.get("data") for one in (first, other)]
+    if not np.array_equal(first.labels, other.labels):
+        raise UserError(f"{pair} were tested on different pictures (their true classes differ)", mend)
+    if None not in prints and prints[0] != prints[1]:
+        raise UserError(f"{pair} used different data (the pictures' fingerprints differ)", mend)
+
+
+def compare(runs: Sequence[Finished]) -> dict[str, Any]:
+    """The content of ``comparison.json``. Differences are second less first of two runs."""
+    return {
+        "runs": [_facts(one) for one in runs],
+        "classes": [
+            {"name": rows[0]["name"], "accuracy": [row["accuracy"] for row in rows]}
+            for rows in zip(*(one.run.evaluation["classes"] for one in runs), strict=True)
+        ],
+        "pairs": [_pair(a, b) for a, b in itertools.combinations(runs, 2)],
+        "repetitions": repetitions(runs),
+    }
+
+
+def _facts(one: Finished) -> dict[str, Any]:
+    run, result = one.run, one.run.evaluation
+    published = run.published
+    return {
+        "name": one.name,
+        "path": str(run.path),
+        "model": run.model,
+        "seed": run.setting("train.seed"),
+        "epochs": result.get("epochs"),
+        "accuracy": result["accuracy"],
+        "interval": result["interval"],
+        "published": published,
+        "above_published": None if published is None else result["accuracy"] - published,
+        "best_validation": (result.get("best_validation") or {}).get("accuracy"),
+        "images_per_second": run.images_per_second,
+        "seconds": run.seconds,
+        "parameters": result.get("parameters"),
+        "devices": run.environment.get("devices", []),
+    }
+
+
+def _pair(a: Finished, b: Finished) -> dict[str, Any]:
+    only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
+    return {
+        "first": a.name,
+        "second": b.name,
+        "difference": b.run.evaluation["accuracy"] - a.run.evaluation["accuracy"],
+        "only_first_right": only_a,
+        "only_second_right": only_b,
+        "p": mcnemar(only_a, only_b),
+    }
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Probability of a split at least as uneven among the pictures that one of two models gets right and one does not,
+    if both were equally good.
+
+    Q. McNemar, Psychometrika 12 (1947), pp. 153-157; here the exact, two-sided binomial test in place of the
+    chi-squared approximation, which pictures in the thousands do not call for.
+    """
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    term = 1
+    tail = 1
+    for i in range(fewer):
+        term = term * (total - i) // (i + 1)
+        tail += term
+    share: float = 2 * tail / 2**total
+    return min(1.0, share)
+
+
+def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
+    groups: dict[str, list[Finished]] = {}
+    for one in runs:
+        settings = flat(_with_defaults(one.run.config))
+        recipe = {k: v for k, v in settings.items() if not any(k == f or k.startswith(f + ".") for f in NOT_THE_RECIPE)}
+        groups.setdefault(repr(sorted(recipe.items())), []).append(one)
+    found = []
+    for group in groups.values():
+        # One run a seed: twice the same would count for less spread than there is.
+        by_seed = {one.run.setting("train.seed"): one for one in reversed(group)}
+        if len(by_seed) > 1:
+            chosen = [one for one in group if one in by_seed.values()]
+            accuracies = [one.run.evaluation["accuracy"] for one in chosen]
+            found.append(
+                {
+                    "runs": [one.name for one in chosen],
+                    "seeds": [one.run.setting("train.seed") for one in chosen],
+                    "mean": math.fsum(accuracies) / len(accuracies),
+                    "standard_deviation": statistics.stdev(accuracies),
+                }
+            )
+    return found
+
+
+def _with_defaults(settings: reader.Record) -> reader.Record:
+    """Settings of an earlier version of this program, with what has been added to it since."""
+    try:
+        return to_dict(command_line.from_dict(settings, ""))
+    except UserError:
+        return settings

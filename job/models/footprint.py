@@ -1,0 +1,75 @@
+"""What a model takes: bytes on the device while it is trained, bytes on the disk for each checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from job.config.settings import Config, UserError
+
+OPTIMIZER_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1}
+"""state tensors an optimizer keeps for each parameter"""
+
+
+def require_room(path: Path, settings: Config, model: nn.Module) -> None:
+    """Raises UserError unless two checkpoints, the least that is kept, fit where the run directory ``path`` is.
+
+    The part of the preflight that a job makes at each start; what a run already keeps counts as room.
+    """
+    needed = 2 * checkpoint_bytes(settings, model)
+    kept = sum(file.stat().st_size for file in (path / "checkpoints").glob("step-*/*"))
+    free = shutil.disk_usage(path).free
+    if free + kept < needed:
+        raise UserError(
+            f"{readable(free)} are free in {path} and two checkpoints take {readable(needed)}",
+            "make room, or give another --run.dir",
+        )
+
+
+def checkpoint_bytes(settings: Config, model: nn.Module) -> int:
+    """Size of one checkpoint: fp32 weights, buffers and the optimizer's tensors."""
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    size: int = weights + OPTIMIZER_TENSORS[settings.optimizer.name] * parameters
+    return size
+
+
+def memory_bytes(settings: Config, model: nn.Module, images: int, image_size: int) -> dict[str, int]:
+    """Estimate, by kind, of what one process holds on its device with ``images`` pictures of ``image_size`` at once.
+
+    Activations are what the layers put out, once for the backward pass and a quarter as much again for what is alive
+    beside it; the kernels' workspace is not counted.
+    """
+    outputs = 0
+
+    def count(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal outputs
+        outputs += output.numel()
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, image_size, image_size))
+    for hook in hooks:
+        hook.remove()
+    parameters = sum(p.numel() for p in model.parameters())
+    width = 4 if settings.runtime.precision == "fp32" else 2
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 4 * parameters * OPTIMIZER_TENSORS[settings.optimizer.name],
+        "activations": int(1.25 * width * outputs * images),
+        "lower-precision copies": 0 if width == 4 else 2 * parameters,
+    }
+
+
+def readable(count: float) -> str:
+    """``1.6 GB``, in powers of ten as disks are sold and df -H shows them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,323 @@
+"""The whole training state on disk, such that a crash at any instant leaves a usable one.
+
+A checkpoint is a directory ``step-00000313`` of two safetensors files, one JSON file and a manifest with sizes and
+SHA-256. It is written beside, flushed, and renamed into place last; older ones go only after that. Nothing is pickled.
+World size is no part of it: positions count images, and only rank zero reads or writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from job.config.settings import UserError
+from job.runs import files
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
+_NAME = re.compile(r"step-(\d{8,})")
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+@dataclass
+class State:
+    """All that the next step depends on."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    """``<parameter name>/<key>``"""
+    trainer: dict[str, Any]
+    """plain values for JSON: step, position in the epoch in images, running losses, best result, ..."""
+
+
+class NotFiniteError(RuntimeError):
+    """The weights to be saved hold NaN or infinity; they were not saved."""
+
+
+def reached(point: str) -> None:
+    """Called at each instant of a save that could be its last. Does nothing: fault-injection tests replace it."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, ``keep`` of them; on ranks other than zero (``directory`` None) none at all."""
+
+    def __init__(self, directory: Path | None, *, keep: int, say: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._keep = keep
+        self._say = say
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.save_seconds = 0.0
+        """how long the last write took, from copy to rename"""
+        if directory is not None:
+            directory.mkdir(exist_ok=True)
+            for left_over in directory.glob(".*-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+
+    def save(self, state: State) -> bool:
+        """Copy ``state`` to host memory and write it in the background; False, and nothing, while one is being written.
+
+        ``failed`` tells afterwards what went wrong.
+        """
+        if self._directory is None or (self._writer is not None and self._writer.is_alive()):
+            return False
+        begin = time.monotonic()
+        copy = State(_to_host(state.model), _to_host(state.optimizer), state.trainer)
+        self._error = None  # whatever became of the save before this one, it matters no more
+        self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
+        self._writer.start()
+        return True
+
+    def wait(self) -> None:
+        """Wait for the save that is being written."""
+        if self._writer is not None:
+            self._writer.join()
+
+    def failed(self) -> BaseException | None:
+        """What the last save failed with, once: OSError, or NotFiniteError."""
+        error, self._error = self._error, None
+        return error
+
+    def load(self, *, metrics_bytes: int) -> State | None:
+        """``newest_whole``; what it passed over is set aside, under a name that begins with ``damaged-``.
+
+        Retention would otherwise count it, and keep it in place of a good one.
+        """
+        if self._directory is None:
+            return None
+        state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
+        if state is None:
+            return None
+        for path in _by_step(self._directory):
+            if path.name > _name(state):
+                aside = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    path.rename(aside)
+        return state
+
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint in place."""
+        found = _by_step(self._directory) if self._directory is not None else []
+        return found[-1].name if found else None
+
+    def _write(self, state: State, begin: float) -> None:
+        assert self._directory is not None
+        try:
+            for what, tensors in (("weights", state.model), ("moments of the gradients", state.optimizer)):
+                if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+                    raise NotFiniteError(f"{what} are not finite after step {state.trainer['step']}")
+            written = write(self._directory, state)
+            self.save_seconds = time.monotonic() - begin
+            self._retire(written)
+        except BaseException as error:
+            self._error = error
+
+    def _retire(self, written: Path) -> None:
+        # Counted from the new one down: a later step was passed over, and could not be set aside.
+        found = [path for path in _by_step(written.parent) if path.name <= written.name]
+        for path in found[: -self._keep]:
+            # A rename first: a checkpoint that is half deleted must not look like a damaged one.
+            trash = path.with_name(f".trash-{path.name}")
+            reached("retire")
+            with contextlib.suppress(OSError):
+                path.rename(trash)
+                shutil.rmtree(trash)
+
+
+def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: float = math.inf) -> State | None:
+    """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
+
+    One that knows of more than the ``metrics_bytes`` that are left of metrics.jsonl is of no use to go on from, but an
+    older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
+    Raises UserError when there are some and none verifies.
+    """
+    found = _by_step(directory)
+    for path in reversed(found):
+        try:
+            state = read(path)
+            if state.trainer["metrics_bytes"] > metrics_bytes:
+                raise ValueError("metrics.jsonl has lost lines that it knows of")
+            return state
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            say(f"passing over checkpoint {path.name}: {error}")
+    if found:
+        raise UserError(
+            f"none of the {len(found)} checkpoints in {directory} is whole",
+            "restore one from a backup, or move the directory away to start from the beginning",
+        )
+    return None
+
+
+def write(directory: Path, state: State) -> Path:
+    """Write ``state`` so that it appears in ``directory`` whole or not at all. Raises OSError, leaving nothing.
+
+    A whole one of the same step is left as it is; a damaged one makes room.
+    """
+    final = directory / _name(state)
+    if final.exists() and not _take_away(final):
+        return final
+    temporary = directory / f".tmp-{final.name}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        written = {}
+        for name, tensors in (("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)):
+            written[name] = _write_safetensors(temporary / name, tensors)
+            reached(name)
+        text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
+        written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
+        reached("trainer.json")
+        files.write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": written}, indent=1).encode()])
+        reached(MANIFEST)
+        files.flush_directory(temporary)
+        reached("before rename")
+        temporary.rename(final)
+        reached("after rename")
+        files.flush_directory(directory)
+        return final
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read(path: Path) -> State:
+    """The state in checkpoint ``path``. Raises OSError or ValueError, with the reason, unless all of it verifies.
+
+    Raises UserError for one that a newer program wrote: to pass it over would throw its work away.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        number = manifest["format"]
+        listed = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
+    except FileNotFoundError:
+        raise ValueError("it has no manifest") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError("its manifest is damaged") from None
+    for name, (size, digest) in listed.items():
+        try:
+            found = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise ValueError(f"{name} is missing") from None
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, not {size}")
+        with open(path / name, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
+    trainer = json.loads((path / "trainer.json").read_text())
+    if number != trainer["format"]:
+        raise ValueError("its manifest is damaged")
+    if number != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
+            "continue with the program that wrote it, or give another --run.dir",
+        )
+    return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file, whole or not at all."""
+    temporary = files.beside(path)
+    try:
+        _write_safetensors(temporary, _to_host(tensors))
+        temporary.replace(path)
+        files.flush_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, ``<parameter name>/<key>`` to tensor."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[p]}/{key}": value for p, values in optimizer.state.items() for key, value in values.items()}
+
+
+def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo ``optimizer_tensors``, onto the parameters' devices."""
+    order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    parameters = dict(model.named_parameters())
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        if tensor.shape == parameter.shape:
+            # In the parameter's own memory layout: fused kernels walk both by address, and do not look at strides.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(order[parameter], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _name(state: State) -> str:
+    return f"step-{state.trainer['step']:08d}"
+
+
+def _by_step(directory: Path) -> list[Path]:
+    """Checkpoints in place, oldest first: by step, for clocks lie."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    found = [(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def _take_away(final: Path) -> bool:
+    """Make room for a new checkpoint of the same step, unless the one that stands there is whole."""
+    try:
+        read(final)
+        return False
+    except (OSError, ValueError, KeyError, SafetensorError):
+        trash = final.with_name(f".trash-{final.name}")
+        final.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+        return True
+
+
+def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.empty_like(t, device="cpu").copy_(t.detach()) for name, t in tensors.items()}
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """One pass that writes and hashes, holding no second copy and, unlike the library's writer, no interpreter lock.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    header: dict[str, Any] = {}
+    contents, offset = [], 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        contents.append(memoryview(data))  # type: ignore[arg-type]
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
+    return files.write_file(path, [len(text).to_bytes(8, "little"), text, *contents])

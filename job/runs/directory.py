@@ -1,0 +1,259 @@
+"""The run directory: whose it is, what runs in it, and what stands in its small files. Used by rank zero alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from job.config import command_line
+from job.config.settings import REPOSITORY, Config, UserError, differences, to_yaml
+from job.runs.files import remove_left_overs, write_whole
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""what a file system answers that knows no locks, as Lustre does when mounted without them; the run goes on unlocked"""
+MAY_CHANGE = (
+    "run",
+    "checkpoint",
+    "train.epochs",
+    "train.gradient_accumulation",
+    "runtime.device",
+    "runtime.threads",
+    "runtime.timeout",
+    "runtime.data_on",
+    "runtime.compile",
+    "data.root",
+    "data.cache",
+    "data.download",
+)
+"""settings that a run may be continued with another value of"""
+
+
+class RunDirectory:
+    """An opened run directory, locked for the life of this process.
+
+    Raises UserError when it cannot be written, when another job lives in it, or when it holds a run of another
+    configuration.
+    """
+
+    def __init__(self, path: Path, settings: Config) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(path / "run.lock")
+            remove_left_overs(path)
+            write_whole(path / ".probe", "")
+            (path / ".probe").unlink()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        before = _read_json(path / "status.json")
+        self._status: dict[str, Any] = {
+            "state": "running",
+            "step": before.get("step", 0),
+            "signal": None,
+            "error": None,
+            "attempt": before.get("attempt", 0) + 1,
+        }
+        self.attempt: int = self._status["attempt"]
+        """1 for the first start in this directory"""
+        self._compare(settings)
+        self._metrics = -1
+        self._size = 0
+        self._unwritten = b""
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """what else is told of each line of ``metrics.jsonl``"""
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of ``evaluation.json``; empty while the run is not finished."""
+        return _read_json(self.path / "evaluation.json")
+
+    def status(self, **changes: Any) -> None:
+        """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
+        self._status |= changes
+        try:
+            write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+
+    def failed(self, message: str, *, recurs: bool = False) -> None:
+        """Record, where that is possible at all, that the run has failed, and whether it would do so again."""
+        with contextlib.suppress(OSError):
+            self.status(state="failed", error=message, recurs=recurs)
+
+    def begin(self, settings: Config, environment: dict[str, Any]) -> None:
+        """Record what runs here. Raises UserError when that cannot be written."""
+        try:
+            self._begin(settings, environment)
+        except OSError as error:
+            raise _unwritable(self.path, error) from None
+
+    def _begin(self, settings: Config, environment: dict[str, Any]) -> None:
+        if self.result:
+            self.reopen()
+        write_whole(self.path / "config.yaml", to_yaml(settings))
+        past = _read_json(self.path / "environment.json").get("attempts", [])
+        content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
+        for left_over in (self.path / "STOP", *self.path.glob("failure-*.txt")):
+            left_over.unlink(missing_ok=True)
+        self.status()
+
+    def begins_at(self, step: int, steps_per_epoch: int) -> None:
+        """Record, for who looks on, that this start goes on from optimizer step ``step``."""
+        content = _read_json(self.path / "environment.json")
+        with contextlib.suppress(OSError, KeyError, IndexError):
+            content["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
+            write_whole(self.path / "environment.json", json.dumps(content, indent=1))
+
+    def metrics_from(self, size: int) -> None:
+        """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
+        self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+        os.ftruncate(self._metrics, size)
+        self._size = size
+
+    def metrics_on_disk(self) -> int:
+        """Bytes of ``metrics.jsonl``, before it is opened."""
+        path = self.path / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def metric(self, record: dict[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
+        self._unwritten += (json.dumps(record, allow_nan=False) + "\n").encode()
+        try:
+            self._write_metrics()
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+        for listener in self.listeners:
+            listener(record)
+
+    def metrics_size(self) -> int:
+        """Bytes of ``metrics.jsonl``, all of which are on the disk now. Raises OSError when they cannot be."""
+        self._write_metrics()
+        os.fsync(self._metrics)
+        return self._size
+
+    def _write_metrics(self) -> None:
+        written = 0
+        try:
+            while written < len(self._unwritten):
+                written += os.pwrite(self._metrics, self._unwritten[written:], self._size + written)
+        except OSError:
+            os.ftruncate(self._metrics, self._size)  # no half lines
+            raise
+        self._size += written
+        self._unwritten = b""
+
+    def stopped(self, reason: str) -> None:
+        """Record that the run was stopped for ``reason``, its state saved."""
+        self.status(state="preempted", signal=reason)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / "STOP").unlink()
+
+    def newest_checkpoint(self) -> str | None:
+        """Name of the newest checkpoint in place, verified or not."""
+        names = sorted(path.name for path in (self.path / "checkpoints").glob("step-*"))
+        return names[-1] if names else None
+
+    def first_failure(self) -> str | None:
+        """What the rank that failed first has left, if it could."""
+        with contextlib.suppress(OSError):
+            found = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
+            return found[0].read_text().strip() if found else None
+        return None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write ``evaluation.json``, which makes the run a finished one."""
+        write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        self.status(state="finished")
+
+    def reopen(self) -> None:
+        """A finished run is to go on, with more epochs."""
+        for name in ("evaluation.json", "report.html"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _compare(self, settings: Config) -> None:
+        trained = self.result.get("epochs", 0)
+        if trained > settings.train.epochs:
+            raise UserError(
+                f"train.epochs={settings.train.epochs}",
+                f"the finished run in {self.path} has trained {trained}; give as many or more, or another --run.dir",
+            )
+        file = self.path / "config.yaml"
+        if not file.exists():
+            return
+        saved = command_line.from_dict(command_line.load_yaml(file.read_text(), str(file)), str(file))
+        changed = differences(saved, settings, MAY_CHANGE)
+        if changed:
+            raise UserError(
+                f"run directory {self.path} holds a run of another configuration ({'; '.join(changed)})",
+                "give its settings to continue it, or another --run.dir",
+            )
+
+
+def choose(path: str | None, name: str, *, same_job: bool) -> Path:
+    """The run directory to use: the given one, or ``runs/<name>``, with a number after it if that is taken.
+
+    ``same_job``: the name belongs to this job alone, and it has come back.
+    """
+    if path is not None:
+        return Path(path).expanduser().resolve()
+    first = REPOSITORY / "runs" / name
+    if same_job:
+        return first
+    for number in range(1, 1000):
+        candidate = first if number == 1 else first.with_name(f"{name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(candidate, error) from None
+    raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
+
+
+def leave_failure(path: Path, rank: int, message: str) -> None:
+    """Let rank zero know why this rank ends, if this machine sees the run directory."""
+    with contextlib.suppress(OSError):
+        write_whole(path / f"failure-{rank}.txt", message + "\n")
+
+
+def _lock(path: Path) -> TextIO:
+    """Hold ``path`` locked until this process ends, however it ends."""
+    file = open(path, "a+")  # noqa: SIM115 (open as long as the process)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise UserError(f"{owner} runs in {path.parent}", "wait for it, stop it, or give another --run.dir") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,112 @@
+"""A run's network made ready for use: from raw pixels to class probabilities, here or, exported, elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from job import evaluate
+from job.config.settings import Config, UserError
+from job.data.batches import normalisation
+from job.distributed.group import Runtime, start
+from job.models import registry
+from job.runs import checkpoint, files
+from job.runs.reader import read_json
+
+LARGEST_DIFFERENCE = 1e-4
+"""between logits of the exported program and the network's, relative to the largest logit: rounding, no more"""
+
+
+class Classifier(nn.Module):
+    """Pixels, uint8 [b, 3, size, size] in RGB, to logits, float32 [b, classes]; normalises by itself."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, settings: Config, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.settings, self.classes, self.size = settings, classes, settings.data.image_size
+        scale, shift = normalisation(settings.data, torch.device("cpu"))
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.network(torch.addcmul(self.shift, pixels, self.scale)).float()
+        return logits
+
+    def probabilities(self, pixels: Tensor, place: Runtime) -> Tensor:
+        """Softmax of the logits of ``pixels`` [n, 3, size, size], [n, classes] on the CPU."""
+        with torch.inference_mode(), place.accelerator.autocast():
+            logits: Tensor = self(pixels.to(place.device))
+            return logits.softmax(1).cpu()
+
+
+def restored(run: Path) -> tuple[Classifier, Runtime]:
+    """The classifier of a run directory on this machine's device. Raises UserError when it has no weights yet."""
+    settings, _ = evaluate.of_run(str(run), [], "")
+    place = start(settings.runtime, deterministic=False)
+    if place.world_size > 1:
+        raise UserError(f"{place.world_size} processes", "start this command with python, as one process")
+    classes = _classes(run)
+    network, _ = evaluate.restore(run, settings, classes)
+    return Classifier(network, settings, classes).to(place.device), place
+
+
+def export(model: Classifier, into: Path) -> list[Path]:
+    """Write weights, preprocessing and a program of ``model`` into the directory ``into``; returns the files' paths.
+
+    ``model.pt2`` is a torch.export program from uint8 pixels to logits for any number of pictures;
+    ``model.safetensors`` holds the network's weights alone; ``preprocessing.json`` says what to feed either.
+    Raises UserError unless what was written, read back, gives the same logits.
+    """
+    model = Classifier(model.network.cpu().float(), model.settings, model.classes)
+    example = torch.randint(0, 256, (2, 3, model.size, model.size), dtype=torch.uint8)
+    data = model.settings.data
+    about = {
+        "model": model.settings.model.name,
+        "classes": model.classes,
+        "image_size": model.size,
+        "colour": "RGB, uint8, transparent pictures on white, turned upright",
+        "resize": "both sides to image_size, bilinear, antialiased",
+        "program": "model.pt2 takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself",
+        "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},
+    }
+    paths = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_weights(paths[0], model.network.state_dict())
+        files.write_whole(paths[1], json.dumps(about, indent=1) + "\n")
+        dynamic = {"pixels": {0: torch.export.Dim("pictures", min=1)}}
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), paths[2])
+    except OSError as error:
+        raise UserError(f"{into} cannot be written ({error.strerror})", "give another directory to --export") from None
+    _check(model, *paths)
+    return paths
+
+
+def _check(model: Classifier, weights: Path, about: Path, program: Path) -> None:
+    """Read the exported files back and compare, on random pictures in batches of other sizes than the example's."""
+    if registry.digest(registry.read_state_dict(weights)) != registry.digest(model.network.state_dict()):
+        raise UserError(f"{weights} does not hold the weights that were written", "is the disk sound?")
+    loaded = torch.export.load(program).module()
+    for count in (1, 7):
+        pixels = torch.randint(0, 256, (count, 3, model.size, model.size), dtype=torch.uint8)
+        with torch.inference_mode():
+            expected, found = model(pixels), loaded(pixels)
+        difference = float((expected - found).abs().max() / expected.abs().max())
+        if not difference <= LARGEST_DIFFERENCE:
+            raise UserError(f"{program} gives other logits than the model (by {difference:.1e})", "do not use it")
+
+
+def _classes(run: Path) -> tuple[str, ...]:
+    result = read_json(run / "evaluation.json")
+    if result:
+        return tuple(row["name"] for row in result["classes"])
+    saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
+    if saved is None:
+        raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
+    return tuple(saved.trainer["classes"])

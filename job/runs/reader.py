@@ -1,0 +1,176 @@
+"""A run directory read back: what it was told, what it measured, what it found. Needs no data set and no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.config import command_line
+from job.config.settings import UserError
+from job.data.cifar10 import CLASSES as CIFAR10
+
+PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}
+"""Test accuracy on CIFAR-10 that the reference notebook gives, over all classes; it gives none per class."""
+
+_NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run."""
+
+    number: int
+    step: int
+    """optimizer steps that stood when it began; 0 for a start from scratch"""
+    started: str
+    """ISO 8601"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory. What an unfinished run has not written yet is empty."""
+
+    path: Path
+    config: Record
+    environment: Record
+    metrics: list[Record]
+    evaluation: Record
+    status: Record
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def model(self) -> str:
+        return str(self.setting("model.name", "unknown model"))
+
+    @property
+    def title(self) -> str:
+        """Model and data, as people call them."""
+        source = self.setting("data.source", "unknown data")
+        data = Path(self.setting("data.root", "")).name.partition(".")[0] if source == "folder" else source
+        return f"{_NAMES.get(self.model, self.model)} on {_NAMES.get(data, data)}"
+
+    @property
+    def state(self) -> str:
+        """finished, running, preempted or failed."""
+        return "finished" if self.evaluation else str(self.status.get("state", "running"))
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """A value of ``config.yaml`` by its dotted key."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return default if value is None else value
+
+    def lines(self, split: str) -> list[Record]:
+        """The metrics lines of "train" or "validation"."""
+        return [line for line in self.metrics if line.get("split") == split]
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps an epoch; None in the first seconds of a run."""
+        known = [
+            start["steps_per_epoch"] for start in self.environment.get("attempts", []) if "steps_per_epoch" in start
+        ]
+        return known[-1] if known else next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return [
+            Attempt(number, int(start.get("step") or 0), str(start.get("started", "")))
+            for number, start in enumerate(self.environment.get("attempts", []), 1)
+        ]
+
+    @property
+    def resumed_at(self) -> list[int]:
+        """Steps at which the run went on after it had been interrupted, ascending."""
+        return sorted({attempt.step for attempt in self.attempts if attempt.step > 0})
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Median over the training lines: one slow line, as when a page cache is cold, does not move it."""
+        rates = sorted(number(line.get("images_per_second")) for line in self.lines("train"))
+        rates = [rate for rate in rates if math.isfinite(rate)]
+        middle = len(rates) // 2
+        if not rates:
+            return None
+        return rates[middle] if len(rates) % 2 else (rates[middle - 1] + rates[middle]) / 2
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training and validating, without what passed between attempts."""
+        batch, before, total = self.setting("train.batch_size", 0), 0, 0.0
+        for line in self.metrics:
+            if line.get("split") == "validation":
+                total += number(line.get("seconds"), 0.0)
+            elif rate := number(line.get("images_per_second"), 0.0):
+                total += (line["step"] - before) * batch / rate
+                before = line["step"]
+        return total
+
+    @property
+    def published(self) -> float | None:
+        """The reference's accuracy for this model, where as many pictures of each class were tested as CIFAR-10 has."""
+        classes = {row["name"]: row["images"] for row in self.evaluation.get("classes", [])}
+        return PUBLISHED.get(self.model) if classes == dict.fromkeys(CIFAR10, 1000) else None
+
+
+def read(path: Path) -> Run:
+    """The run in ``path``, finished or not. Raises UserError when there is none."""
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path} is no run directory (there is no config.yaml)", "give one, such as runs/<name>")
+    return Run(
+        path,
+        command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
+        read_json(path / "environment.json"),
+        list(read_lines(path / "metrics.jsonl")),
+        read_json(path / "evaluation.json"),
+        read_json(path / "status.json"),
+    )
+
+
+def read_json(path: Path) -> Record:
+    """The object in a JSON file; empty when the file is not there, is being written, or is damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_lines(path: Path) -> Iterator[Record]:
+    """The whole lines of a JSONL file; the last may be half written while the run lives."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
+
+
+def number(value: Any, missing: float = math.nan) -> float:
+    """``value`` as a float; ``missing`` for what is no finite number."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else missing
+
+
+def duration(seconds: float) -> str:
+    """Such as "41 s", "3 min 5 s", "2 h 11 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,108 @@
+"""CUDA graphs: the kernels of a step, once launched one by one, are launched again all at once.
+
+A step of a small network is some fifty kernels of a few microseconds; launching them takes longer than running them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from job.data.batches import Part
+
+WARM_UP = 3
+"""steps that run kernel by kernel before the graphs are recorded: in them libraries choose kernels and get memory"""
+
+
+class Graphs:
+    """A step's work as two graphs: pictures to gradient, and gradient to update. Between them ranks may exchange.
+
+    Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size are not taken.
+    ``exchanged``: where ranks leave each parameter's gradient for the update, if they do. ``warn`` hears when CUDA
+    cannot record, and then no step is taken. Where there is no CUDA the work is called in place of a graph, in the same
+    order and on the same memory.
+    """
+
+    def __init__(
+        self,
+        gradient: Callable[[Part], Tensor],
+        update: Callable[[], None],
+        parameters: Sequence[nn.Parameter],
+        device: torch.device,
+        exchanged: Sequence[Tensor] | None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._gradient, self._update, self._parameters = gradient, update, parameters
+        self._device, self._warn = device, warn
+        self._warm = 0
+        self._failed = False
+        self._part: Part | None = None  # the memory that the graph reads its rows from
+        self._exchanged = exchanged
+
+    def take(self, parts: list[Part]) -> bool:
+        """Whether graphs do this step."""
+        if self._failed or len({(len(part.rows), part.weight) for part in parts}) > 1:
+            return False
+        if self._warm < WARM_UP:
+            self._warm += 1
+            return False
+        if self._part is None:
+            self._record(parts[0])
+        part = self._part
+        return part is not None and len(part.rows) == len(parts[0].rows) and part.weight == parts[0].weight
+
+    def gradient(self, part: Part) -> Tensor:
+        """As a step's ``gradient``; what it returns, and the gradients, stand until the next call."""
+        assert self._part is not None
+        self._part.rows.copy_(part.rows)
+        loss: Tensor
+        loss, gradients = self._run_gradient()
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+    def update(self) -> None:
+        """As a step's ``update``."""
+        self._run_update()
+
+    def _record(self, part: Part) -> None:
+        own = Part(part.rows.clone(), part.weight)
+
+        def gradients() -> tuple[Tensor, list[Tensor | None]]:
+            return self._gradient(own), [parameter.grad for parameter in self._parameters]
+
+        try:
+            self._run_gradient = recorded(gradients, self._device)
+            if self._exchanged is not None:
+                for parameter, gradient in zip(self._parameters, self._exchanged, strict=True):
+                    parameter.grad = gradient
+            self._run_update = recorded(self._update, self._device)
+            self._part = own
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._warn(f"CUDA cannot record the step as a graph ({reason}): its kernels are launched one by one")
+            self._failed = True
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def recorded(work: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """``work`` as one launch, which returns the same tensors each time; ``work`` itself where there is no CUDA.
+
+    It is recorded now and not run. Raises RuntimeError when it waits for the device or cannot be recorded otherwise.
+    """
+    if device.type != "cuda":
+        return work
+    graph = torch.cuda.CUDAGraph()
+    # This thread's calls alone count: NCCL's watchdog asks the device how it does from its own.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = work()
+
+    def replay() -> Any:
+        graph.replay()
+        return result
+
+    return replay

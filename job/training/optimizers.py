@@ -1,0 +1,81 @@
+"""How weights follow gradients: update rule, learning rate, and the largest norm of a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from job.config.settings import Config, Optimizer
+
+Group = dict[str, object]
+
+
+def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = False) -> torch.optim.Optimizer:
+    """The optimizer over all of ``model``'s parameters, one fused kernel for those that stand for as many copies.
+
+    A weight that is the sum of ``copies`` weights with the same gradient moves as all of them together do: ``copies``
+    times as far, and its decay, which is a share of it, no faster. ``recorded``: a CUDA graph will hold the update, and
+    reads the learning rate from device memory.
+    """
+    by_copies: dict[int, list[nn.Parameter]] = defaultdict(list)
+    for parameter in model.parameters():
+        by_copies[getattr(parameter, "copies", 1)].append(parameter)
+    groups: list[Group] = [
+        {"params": parameters, "copies": copies, "weight_decay": settings.weight_decay / copies}
+        for copies, parameters in by_copies.items()
+    ]
+    rate: float | Tensor = settings.learning_rate
+    if recorded:
+        for group in groups:
+            group["lr"] = torch.tensor(settings.learning_rate, device=next(model.parameters()).device)
+        rate = torch.tensor(settings.learning_rate)
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=True)
+    kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+    return kind(groups, lr=rate, fused=True, capturable=recorded)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the next step take ``rate``."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate * group["copies"])
+        else:
+            group["lr"] = rate * group["copies"]
+
+
+def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale all gradients down together so that their L2 norm is ``largest`` at most, every copy counted."""
+    gradients = [(p.grad, math.sqrt(getattr(p, "copies", 1))) for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([gradient * root if root > 1 else gradient for gradient, root in gradients])
+    nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+
+
+def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
+    """The rate of optimizer step ``step``, counted from 0: a pure function, so there is no schedule to save."""
+    peak, name = settings.optimizer.learning_rate, settings.schedule.name
+    total = settings.train.epochs * steps_per_epoch
+    warm = settings.schedule.warmup_epochs * steps_per_epoch
+    if name == "onecycle" and warm == 0:
+        warm = 0.2 * total
+    if step < warm:
+        return peak * (step + 1) / (warm + 1)
+    share = (step - warm) / (total - warm)
+    if name == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * share))
+    return peak * (1 - share) if name == "onecycle" else peak
+
+
+def left_of_decay(settings: Config, steps: int, steps_per_epoch: int) -> float:
+    """What ``steps`` steps of weight decay leave of a weight that gets no gradient, as a share of it."""
+    decay, momentum = settings.optimizer.weight_decay, settings.optimizer.momentum
+    left, velocity = 1.0, 0.0
+    for step in range(steps if decay else 0):
+        rate = learning_rate(settings, step, steps_per_epoch)
+        velocity = (momentum * velocity if settings.optimizer.name == "sgd" else 0.0) + decay * left
+        left -= rate * velocity
+    return left

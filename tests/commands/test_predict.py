@@ -1,0 +1,177 @@
+"""Predicting and exporting: the same classes as the evaluation found, for whatever pictures come in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from support.jobs import command, environment, run_job
+
+
+@pytest.fixture(scope="module")
+def run(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the small data set: good, but with mistakes."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    done = run_job("train.py", *small, "--train.epochs=2", f"--run.dir={path}")
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def predicted(run: Path, *arguments: object) -> list[dict[str, Any]]:
+    done = run_job("predict.py", "--run", run, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def logits_of_export(folder: Path, pixels: Path) -> torch.Tensor:
+    """Run the exported program in a process that knows nothing of this project."""
+    script = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+program = torch.export.load(sys.argv[1]).module()
+pixels = load_file(sys.argv[2])["pixels"]
+with torch.inference_mode():
+    save_file({"logits": torch.cat([program(part) for part in pixels.split(500)])}, sys.argv[3])
+"""
+    into = pixels.with_suffix(".logits")
+    arguments = ["-P", "-c", script, str(folder / "model.pt2"), str(pixels), str(into)]
+    subprocess.run([sys.executable, *arguments], check=True, env=environment(), cwd=folder)
+    return load_file(into)["logits"]
+
+
+def save_test_pictures(root: Path, into: Path) -> None:
+    """All pictures below test/, in the order of class and name, as one uint8 tensor [n, 3, H, W]."""
+    from safetensors.torch import save_file
+
+    paths = sorted((root / "test").rglob("*.png"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    save_file({"pixels": torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()}, into)
+
+
+def test_predicting_the_test_pictures_gives_what_the_evaluation_found(run: Path, pictures: Path) -> None:
+    found = predicted(run, pictures / "test")
+    expected = load_file(run / "predictions.safetensors")
+    classes = [row["name"] for row in json.loads((run / "evaluation.json").read_text())["classes"]]
+    assert [Path(line["picture"]).parent.name for line in found] == [classes[i] for i in expected["labels"]]
+    assert [line["class"] for line in found] == [classes[i] for i in expected["predicted"]]
+    np.testing.assert_allclose([line["probability"] for line in found], expected["confidence"], rtol=1e-4)
+    for line in found:
+        assert list(line["probabilities"]) == classes
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_batch_size_changes_nothing(run: Path, pictures: Path) -> None:
+    folder = pictures / "test" / "red"
+    one, many = predicted(run, "--batch", 3, folder), predicted(run, "--batch", 1000, folder)
+    assert [line["class"] for line in one] == [line["class"] for line in many]
+
+
+def test_pictures_of_any_size_and_kind_are_named_and_broken_ones_are_said_one_by_one(run: Path, tmp_path: Path) -> None:
+    Image.new("L", (1, 500)).save(tmp_path / "a grey.png")
+    Image.new("RGBA", (300, 2)).save(tmp_path / "b transparent.webp")
+    Image.new("P", (33, 31)).save(tmp_path / "c palette.gif")
+    (tmp_path / "d broken.jpg").write_text("no picture")
+    (tmp_path / "e empty.png").touch()
+    (tmp_path / "notes.txt").write_text("not looked at")
+    done = run_job("predict.py", "--run", run, tmp_path, tmp_path / "missing.png")
+    assert done.returncode == 1
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
+        str(tmp_path / name) for name in ("a grey.png", "b transparent.webp", "c palette.gif")
+    ]
+    assert done.stderr.splitlines() == [
+        f"error: {tmp_path}/d broken.jpg: unknown format",
+        f"error: {tmp_path}/e empty.png: empty file",
+        f"error: {tmp_path}/missing.png: No such file or directory",
+    ]
+    done = run_job("predict.py", "--run", run, "--json", tmp_path / "d broken.jpg")
+    assert json.loads(done.stdout) == {"picture": str(tmp_path / "d broken.jpg"), "error": "unknown format"}
+
+
+def test_a_picture_comes_from_standard_input(run: Path, pictures: Path) -> None:
+    file = pictures / "test" / "blue" / "0000.png"
+    with file.open("rb") as stdin:
+        done = subprocess.run(
+            command("predict.py", "--run", run, "--json", "-"), stdin=stdin, env=environment(), capture_output=True
+        )
+    assert done.returncode == 0
+    expected = predicted(run, file)[0]
+    assert json.loads(done.stdout) == expected | {"picture": "-"}
+
+
+def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    shutil.copy(run / "config.yaml", unfinished)
+    for arguments, words in (
+        (["--run", run], "no pictures"),
+        (["--run", tmp_path / "none", "x.png"], "is no run directory"),
+        (["--run", unfinished, "x.png"], "has no weights yet"),
+        (["--run", run, tmp_path / "empty"], "no pictures in"),
+        (["x.png"], "--run"),
+        (["--run", run, "--batch", "0", "x.png"], "must be 1 or more"),
+    ):
+        done = run_job("predict.py", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_running_run_predicts_with_its_newest_checkpoint(run: Path, pictures: Path, tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    shutil.copytree(run, running)
+    for name in ("evaluation.json", "model.safetensors"):
+        (running / name).unlink()
+    folder = pictures / "test" / "red"
+    assert predicted(running, folder) == predicted(run, folder)
+
+
+def test_the_exported_program_gives_the_classes_of_the_evaluation(run: Path, pictures: Path, tmp_path: Path) -> None:
+    done = run_job("predict.py", "--run", run, "--export", tmp_path / "export")
+    assert done.returncode == 0, done.stderr
+    save_test_pictures(pictures, tmp_path / "pixels")
+    logits = logits_of_export(tmp_path / "export", tmp_path / "pixels")
+    expected = load_file(run / "predictions.safetensors")
+    assert torch.equal(logits.argmax(1), expected["predicted"])
+    torch.testing.assert_close(logits.softmax(1).amax(1), expected["confidence"], rtol=1e-4, atol=1e-5)
+    about = json.loads((tmp_path / "export" / "preprocessing.json").read_text())
+    assert about["classes"] == ["blue", "green", "red"]
+    assert about["image_size"] == 32
+    weights = load_file(tmp_path / "export" / "model.safetensors")
+    assert weights.keys() == load_file(run / "model.safetensors").keys()
+
+
+@pytest.mark.skipif("RANKZERO_PICTURES" not in os.environ, reason="RANKZERO_PICTURES names no archive of CIFAR-10")
+def test_on_the_real_pictures_the_export_gives_the_classes_of_evaluate(tmp_path: Path, cache: Path) -> None:
+    archive = os.environ["RANKZERO_PICTURES"]
+    cache = Path(os.environ.get("RANKZERO_CACHE", cache))
+    data = ["--data.source=folder", f"--data.root={archive}", f"--data.cache={cache}"]
+    run = tmp_path / "run"
+    assert run_job("train.py", *data, "--train.epochs=1", f"--run.dir={run}").returncode == 0
+    assert run_job("evaluate.py", "--run", run, f"--data.cache={cache}").returncode == 0
+    assert run_job("predict.py", "--run", run, "--export", tmp_path / "export").returncode == 0
+
+    from safetensors.torch import save_file
+
+    from job.config.settings import Data
+    from job.data import datasets
+
+    settings = Data(source="folder", root=archive, cache=str(cache))
+    test = datasets.load(settings, 42).test
+    save_file({"pixels": test.images.contiguous()}, tmp_path / "pixels")
+    logits = logits_of_export(tmp_path / "export", tmp_path / "pixels")
+    result = json.loads((run / "evaluation-test.json").read_text())
+    matrix = torch.bincount(test.labels * 10 + logits.argmax(1), minlength=100).view(10, 10)
+    assert result["confusion_matrix"] == matrix.tolist()
+    assert int(matrix.sum()) == 10_000

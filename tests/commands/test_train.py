@@ -1,0 +1,347 @@
+"""The job as a user runs it: the same numbers on any number of processes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.jobs import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
+from torch.nn import functional as F
+
+from job.config import command_line
+from job.data import datasets
+from job.data.batches import epoch_order
+from job.models import registry
+
+EPOCHS, BATCH = 2, 42
+
+
+@pytest.fixture(scope="module")
+def runs(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The same training on one, two and three processes."""
+    found = {}
+    for processes in (1, 2, 3):
+        found[processes] = tmp_path_factory.mktemp("runs") / str(processes)
+        finished = run_job(
+            "train.py",
+            *small,
+            *(f"--train.epochs={EPOCHS}", f"--train.batch_size={BATCH}", "--run.log_every=3", "--runtime.threads=1"),
+            *("--data.augment=flip_crop", f"--run.dir={found[processes]}"),
+            processes=processes,
+            fresh=processes == 2,
+            report=processes == 1,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stderr == ""
+        (found[processes] / "stdout").write_text(finished.stdout)
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_losses_are_those_of_one_process_to_rounding(runs: dict[int, Path], processes: int) -> None:
+    one, many = metrics(runs[1]), metrics(runs[processes])
+    assert [(line["split"], line["step"], line["epoch"]) for line in one] == [
+        (line["split"], line["step"], line["epoch"]) for line in many
+    ]
+    for line, other in zip(one, many, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], abs=1e-4)
+    ours, theirs = (load_file(runs[n] / "model.safetensors") for n in (1, processes))
+    for key, value in ours.items():
+        assert torch.allclose(value, theirs[key], atol=1e-3), key
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_counts_every_image_once_per_class(runs: dict[int, Path], processes: int) -> None:
+    result = read(runs[processes] / "evaluation.json")
+    assert result["split"] == "test"
+    assert result["world_size"] == processes
+    assert result["images"] == sum(map(sum, result["confusion_matrix"])) == 103
+    assert [(row["name"], row["images"]) for row in result["classes"]] == [("blue", 34), ("green", 34), ("red", 35)]
+    correct = [row[i] for i, row in enumerate(result["confusion_matrix"])]
+    assert [row["correct"] for row in result["classes"]] == correct
+    assert result["accuracy"] == sum(correct) / 103
+    assert result["accuracy"] > 0.5  # it learns
+    assert result["loss"] == pytest.approx(read(runs[1] / "evaluation.json")["loss"], abs=1e-3)
+
+
+def test_the_run_directory_holds_what_scripts_read(runs: dict[int, Path]) -> None:
+    run = runs[2]
+    steps = -(-344 // BATCH)
+    train = metrics(run, "train")
+    assert [line["step"] for line in train] == [3, 6, 9, 12, 15, 18]
+    assert {line["epoch"] for line in train if line["step"] <= steps} == {1}
+    assert all(line["learning_rate"] == 0.001 and line["images_per_second"] > 0 for line in train)
+    assert [(line["epoch"], line["step"]) for line in metrics(run, "validation")] == [(1, steps), (2, 2 * steps)]
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000009", "step-00000018"]
+    assert read(run / "evaluation.json")["checkpoint"] == "step-00000018"
+    status = read(run / "status.json")
+    assert (status["state"], status["step"], status["error"], status["attempt"]) == ("finished", 18, None, 1)
+    environment = read(run / "environment.json")
+    assert environment["world_size"] == 2
+    assert len(environment["hosts"]) == 1
+    assert environment["torch"] == torch.__version__
+    settings = command_line.from_dict(
+        command_line.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml"
+    )
+    assert settings.train.batch_size == BATCH
+    assert registry.count_parameters(registry.SimpleCNN(3)) == sum(
+        t.numel() for t in load_file(run / "model.safetensors").values()
+    )
+
+
+def test_the_console_says_each_thing_once_and_plainly_in_a_file(runs: dict[int, Path]) -> None:
+    said = (runs[3] / "stdout").read_text()
+    assert "\x1b" not in said
+    assert "\r" not in said
+    assert "344 train, 86 validation, 103 test images of shape 3x32x32, 3 classes" in said
+    assert said.count("epoch 1/2") == 1
+    for name in ("blue", "green", "red"):
+        assert sum(line.strip("│ ").startswith(name) for line in said.splitlines()) == 1
+    assert f"wrote {runs[3] / 'evaluation.json'}" in said.replace("\n", "")
+    log = (runs[3] / "log.txt").read_text()
+    assert "epoch 2/2" in log
+    assert "blue" in log
+
+
+def test_a_finished_run_shows_its_result_again_and_changes_nothing(runs: dict[int, Path], small: list[str]) -> None:
+    before = {path: path.read_bytes() for path in runs[1].rglob("*") if path.is_file() and path.name != "run.lock"}
+    again = run_job(
+        "train.py",
+        *small,
+        *(f"--train.epochs={EPOCHS}", f"--train.batch_size={BATCH}", "--run.log_every=3"),
+        *("--data.augment=flip_crop", f"--run.dir={runs[1]}"),
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"{read(runs[1] / 'evaluation.json')['accuracy']:.2%} of 103 images" in again.stdout
+    after = {path: path.read_bytes() for path in runs[1].rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert before == after
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_evaluate_repeats_the_result_from_the_saved_weights(runs: dict[int, Path], processes: int) -> None:
+    finished = run_job("evaluate.py", "--run", runs[2], processes=processes, fresh=processes == 1)
+    assert finished.returncode == 0, finished.stderr
+    again, first = read(runs[2] / "evaluation-test.json"), read(runs[2] / "evaluation.json")
+    assert again["confusion_matrix"] == first["confusion_matrix"]
+    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert "103 images" in finished.stdout
+
+
+def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[int, Path]) -> None:
+    hidden = runs[3] / "model.safetensors"
+    hidden.rename(runs[3] / "away")
+    try:
+        finished = run_job("evaluate.py", f"--run={runs[3]}", "--split", "validation")
+    finally:
+        (runs[3] / "away").rename(hidden)
+    assert finished.returncode == 0, finished.stderr
+    result = read(runs[3] / "evaluation-validation.json")
+    assert (result["images"], result["checkpoint"]) == (86, "step-00000018")
+    assert result["accuracy"] == metrics(runs[3], "validation")[-1]["accuracy"]
+
+
+def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: Path) -> None:
+    """A loop as in the tutorial, on the same images in the same order, has the same losses and weights."""
+    options = [*small, "--train.epochs=2", "--train.batch_size=40", f"--run.dir={tmp_path / 'run'}"]
+    assert run_job("train.py", *options, "--run.log_every=1").returncode == 0
+    settings = command_line.parse(options, description="")
+    dataset = datasets.load(settings.data, settings.train.seed, log=lambda _: None)
+    model = registry.build(settings.model, classes=3, image_size=32, seed=42)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+    losses = []
+    for epoch in (1, 2):
+        for rows in epoch_order(dataset.train.indices, seed=42, epoch=epoch).split(40):
+            images = (dataset.train.images[rows].float() / 255 - 0.5) / 0.5
+            loss = F.cross_entropy(model(images), dataset.train.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert [line["loss"] for line in metrics(tmp_path / "run", "train")] == pytest.approx(losses, abs=1e-4)
+    for key, value in load_file(tmp_path / "run" / "model.safetensors").items():
+        assert torch.allclose(value, model.state_dict()[key], atol=1e-3), key
+
+
+def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small: list[str], tmp_path: Path) -> None:
+    def train(run: Path, processes: int, epochs: int) -> tuple[Any, ...]:
+        finished = run_job(
+            "train.py",
+            *(*small, "--train.batch_size=42", "--train.gradient_shards=6", "--run.log_every=5"),
+            *("--data.augment=flip_crop", f"--train.epochs={epochs}", f"--run.dir={run}"),
+            processes=processes,
+        )
+        assert finished.returncode == 0, finished.stderr
+        return (
+            (run / "model.safetensors").read_bytes(),
+            [line | {"images_per_second": 0, "seconds": 0} for line in metrics(run)],
+            read(run / "evaluation.json")["confusion_matrix"],
+        )
+
+    one = train(tmp_path / "1", 1, 2)
+    assert train(tmp_path / "2", 2, 2) == one
+    train(tmp_path / "3", 3, 1)  # and on another number in each epoch
+    assert train(tmp_path / "3", 1, 2) == one
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--train.gradient_accumulation=2", "--train.clip_norm=0.5", "--optimizer.name=adamw"],
+        ["--optimizer.name=sgd", "--schedule.name=onecycle", "--train.label_smoothing=0.1"],
+        ["--runtime.precision=bf16", "--schedule.name=cosine", "--schedule.warmup_epochs=0.5", "--data.validation=0.7"],
+        ["--runtime.precision=fp16", "--train.deterministic=false", "--data.validation=0"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_every_way_to_train_gives_the_same_on_one_process_and_on_two(
+    options: list[str], small: list[str], tmp_path: Path
+) -> None:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        finished = run_job(
+            "train.py",
+            *(*small, "--train.epochs=1", "--train.batch_size=44", "--run.log_every=2", *options, f"--run.dir={run}"),
+            processes=processes,
+        )
+        assert finished.returncode == 0, finished.stderr
+        found[processes] = metrics(run, "train")
+    tolerance = 1e-4 if "precision" not in "".join(options) else 2e-2
+    for one, two in zip(found[1], found[2], strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=tolerance)
+        assert two["learning_rate"] == one["learning_rate"]
+
+
+def test_accelerate_launch_without_arguments_for_itself_trains_the_shipped_quickstart(
+    cache: Path, tmp_path: Path
+) -> None:
+    quickstart = REPOSITORY / "configs" / "quickstart.yaml"
+    finished = accelerate(
+        *(REPOSITORY / "job/train.py", "--config", quickstart),
+        *("--train.epochs=2", "--data.cache", cache, "--run.dir", tmp_path / "run", "--run.trackers=[]"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    result = read(tmp_path / "run" / "evaluation.json")
+    assert 0.4 < result["accuracy"] < 0.95  # 84% after all ten epochs
+    assert result["images"] == 5000
+
+
+def test_accelerate_launch_with_the_cpu_launch_file_forms_one_group_of_two(small: list[str], tmp_path: Path) -> None:
+    finished = accelerate(
+        *("--config_file", REPOSITORY / "launch/cpu.yaml", "--num_processes", 2, REPOSITORY / "job/train.py"),
+        *(*small, "--train.epochs=1", "--run.dir", tmp_path / "run"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert read(tmp_path / "run" / "evaluation.json")["world_size"] == 2
+    assert finished.stdout.count("epoch 1/1") == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "gradients exchanged at once, through shared memory"),
+        ({"LOCAL_WORLD_SIZE": "1"}, "gradients exchanged during the backward pass"),
+    ],
+    ids=["on one host", "as on two hosts"],
+)
+def test_vgg16_trains_on_two_processes(how: dict[str, str], said: str, pictures: Path, tmp_path: Path) -> None:
+    """A dozen images and one step: 134 million parameters are slow on a CPU."""
+    for path in pictures.glob("*/*/000[0-3].png"):
+        (tmp_path / path.relative_to(pictures)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / path.relative_to(pictures))
+    finished = run_job(
+        "train.py",
+        *("--config", REPOSITORY / "configs/vgg16.yaml", "--data.source=folder", f"--data.root={tmp_path}"),
+        *("--model.weights=null", "--train.epochs=1", "--data.validation=0", "--train.batch_size=12"),
+        *("--checkpoint.every_epochs=null", "--run.trackers=[]", f"--run.dir={tmp_path / 'run'}"),
+        processes=2,
+        **how,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "vgg16: 134,272,835 parameters, fp32" in finished.stdout
+    assert said in finished.stdout
+    assert read(tmp_path / "run" / "evaluation.json")["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("launch", "says"),
+    [
+        (["--cpu", "--num_processes", "2"], "2 processes were asked for and 1 started"),
+        (["--config_file", str(REPOSITORY / "launch/multi_gpu.yaml")], "2 GPUs were asked for on"),
+        (["--config_file", str(REPOSITORY / "launch/single_gpu.yaml")], "1 GPU was asked for on"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of a machine without GPUs")
+def test_fewer_processes_or_gpus_than_asked_for_are_an_error_said_once(
+    launch: list[str], says: str, small: list[str], tmp_path: Path
+) -> None:
+    finished = accelerate(*launch, REPOSITORY / "job/train.py", *small, "--run.dir", tmp_path / "run")
+    assert finished.returncode != 0
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, finished.stderr
+    assert says in errors[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_tasks_of_a_slurm_step_without_a_group_are_refused(small: list[str], tmp_path: Path) -> None:
+    finished = run_job("train.py", *small, f"--run.dir={tmp_path / 'run'}", SLURM_STEP_NUM_TASKS="2")
+    assert "2 processes were asked for and 1 started" in the_error(finished)
+
+
+def test_a_batch_that_does_not_divide_is_one_error_on_rank_zero(small: list[str], tmp_path: Path) -> None:
+    finished = run_job("train.py", *small, "--train.batch_size=43", f"--run.dir={tmp_path / 'run'}", processes=2)
+    assert "train.batch_size=43 does not divide by 2 processes" in the_error(finished)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_missing_data_are_one_error_that_says_what_to_do(processes: int, tmp_path: Path) -> None:
+    finished = run_job(
+        "train.py",
+        *(f"--data.root={tmp_path / 'nowhere'}", "--data.download=false", f"--run.dir={tmp_path / 'run'}"),
+        processes=processes,
+    )
+    assert "job/prepare.py" in the_error(finished)
+    status = read(tmp_path / "run" / "status.json")
+    assert status["state"] == "failed"
+    assert "job/prepare.py" in status["error"]
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--runtime.device=cuda", "1 GPU was asked for on"),
+        ("--model.weights=nowhere.pth", "model.weights=nowhere.pth: no such file"),
+        ("--data.root=/nonexistent", "/nonexistent"),
+        ("--run.dir=/proc/nowhere", "run directory /proc/nowhere cannot be written"),
+    ],
+)
+def test_what_is_not_there_is_one_error(option: str, says: str, small: list[str], tmp_path: Path) -> None:
+    if "cuda" in option and torch.cuda.is_available():
+        pytest.skip("speaks of a machine without GPUs")
+    assert says in the_error(run_job("train.py", *small, f"--run.dir={tmp_path / 'run'}", option))
+
+
+def test_out_of_memory_names_the_batch_size_that_was_tried(small: list[str], tmp_path: Path) -> None:
+    # A limit on the address space that the weights fit into and the activations do not.
+    script = (
+        "import resource, runpy, sys; import torch; "
+        "resource.setrlimit(resource.RLIMIT_AS, (int(open('/proc/self/statm').read().split()[0]) * 4096 + (3 << 30),"
+        " resource.RLIM_INFINITY)); "
+        f"sys.argv[0] = {str(REPOSITORY / 'job/train.py')!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    large = ["--model.name=vgg16", "--data.image_size=128", "--optimizer.name=sgd", "--train.batch_size=344"]
+    options = [*small, *large, f"--run.dir={tmp_path / 'run'}"]
+    finished = subprocess.run(
+        [sys.executable, "-c", script, *options], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    assert finished.returncode == 1
+    assert "out of memory on rank 0 with train.batch_size=344" in finished.stderr.splitlines()[-1]
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"

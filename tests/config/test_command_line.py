@@ -1,0 +1,169 @@
+"""Configuration: what users type, what they get, and what they are told when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from support.jobs import REPOSITORY, run_job, the_error
+
+from job.config import command_line
+from job.config.settings import Config, UserError, to_dict, to_yaml
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+
+
+def parse(*argv: str) -> Config:
+    return command_line.parse(list(argv), description="")
+
+
+def test_every_shipped_configuration_is_read_and_says_what_to_expect() -> None:
+    assert len(CONFIGS) >= 3
+    for path in CONFIGS:
+        parse("--config", str(path))
+        assert "xpected" in path.read_text().split("model:")[0], f"{path} has no header"
+
+
+def test_without_a_configuration_the_reference_recipe_of_simple_cnn_is_taken() -> None:
+    assert parse() == parse("--config", str(REPOSITORY / "configs" / "simple_cnn.yaml"))
+    reference = parse()
+    assert (reference.train.epochs, reference.train.batch_size, reference.train.seed) == (10, 128, 42)
+    assert (reference.optimizer.name, reference.optimizer.learning_rate) == ("adam", 0.001)
+    assert reference.data.mean == reference.data.std == (0.5, 0.5, 0.5)
+
+
+def test_a_setting_on_the_command_line_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("train: {epochs: 4, batch_size: 64}\noptimizer: {learning_rate: 1e-3}\n")
+    settings = parse("--config", str(file), "--train.epochs=5")
+    assert (settings.train.epochs, settings.train.batch_size, settings.train.seed) == (5, 64, 42)
+    assert settings.optimizer.learning_rate == 0.001
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3"])
+def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) -> None:
+    assert parse("--optimizer.learning_rate", text).optimizer.learning_rate == 0.001
+    file = tmp_path / "own.yaml"
+    file.write_text(f"optimizer:\n  learning_rate: {text}\n")
+    assert parse(f"--config={file}").optimizer.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--train.epoks=3"], "unknown key train.epoks: did you mean train.epochs?"),
+        (["--epochs=3"], "unknown key epochs: did you mean train.epochs?"),
+        (["--model.nam=vgg16"], "unknown key model.nam: did you mean model.name?"),
+        (["--nonsense=3"], "unknown key nonsense"),
+        (["--train.epochs=three"], "train.epochs=three: must be a whole number"),
+        (["--train.epochs=2.5"], "train.epochs=2.5: must be a whole number"),
+        (["--train.epochs=true"], "train.epochs=True: must be a whole number"),
+        (["--train.epochs=0"], "train.epochs=0: must be at least 1"),
+        (["--train.batch_size=-1"], "train.batch_size=-1: must be at least 1"),
+        (["--optimizer.learning_rate=nan"], "optimizer.learning_rate=nan"),
+        (["--optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0: must be a positive number"),
+        (["--data.validation=1"], "data.validation=1.0: must be from 0"),
+        (["--data.std=[1,1,0]"], "data.std"),
+        (["--model.name=resnet"], "model.name=resnet: must be one of simple_cnn, vgg16, vgg16_bn"),
+        (["--checkpoint.keep=1"], "checkpoint.keep=1: must be at least 2"),
+        (["--schedule.warmup_epochs=10"], "schedule.warmup_epochs=10: must be less than train.epochs=10"),
+        (["--model.weights=imagenet"], "model.weights=imagenet: there are none for simple_cnn"),
+        (["--run.trackers=[excel]"], "must be a list, each one of tensorboard, wandb, mlflow"),
+        (["--train.batch_size"], "--train.batch_size: needs a value"),
+        (["3"], "unexpected argument '3'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(argv: list[str], says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: {epochs: 1, epochs: 2}", "line 1: not valid YAML: key 'epochs' is given twice"),
+        ("train: {epoch: 2}", "unknown key train.epoch"),
+        ("trian: {epochs: 2}", "unknown key trian.epochs"),
+        ("train:\n", "must be a section of settings"),
+        ("- 1", "must hold settings"),
+        ("", "must hold settings"),
+        ("train: [", "not valid YAML"),
+        ("!!python/object/apply:os.system ['touch /tmp/pwned']", "not valid YAML"),
+        ("optimizer: {learning_rate: .inf}", "optimizer.learning_rate=inf"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        parse("--config", str(file))
+    assert says in str(caught.value)
+
+
+def test_a_mistake_ends_the_command_with_status_2_and_one_line() -> None:
+    assert "did you mean train.epochs?" in the_error(run_job("train.py", "--train.epoch=3"))
+
+
+def test_help_shows_every_key_with_its_meaning_and_default() -> None:
+    shown = run_job("train.py", "--help")
+    assert shown.returncode == 0
+    text = " ".join(shown.stdout.split())
+    for section, keys in to_dict(Config()).items():
+        for key in keys:
+            assert f"--{section}.{key}" in text
+    assert "images per optimizer step over all processes together (type: int, default: 128)" in text
+
+
+def test_print_config_prints_a_file_that_gives_the_same_configuration(tmp_path: Path) -> None:
+    shown = run_job("train.py", "--config", REPOSITORY / "configs/vgg16.yaml", "--train.epochs=3", "--print_config")
+    assert shown.returncode == 0
+    file = tmp_path / "printed.yaml"
+    file.write_text(shown.stdout)
+    assert parse("--config", str(file)) == parse("--config", str(REPOSITORY / "configs/vgg16.yaml"), "--train.epochs=3")
+
+
+def test_a_configuration_survives_being_written_and_read(tmp_path: Path) -> None:
+    settings = parse("--train.clip_norm=1.5", "--model.weights=a path/with spaces", "--run.trackers=[]")
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(settings))
+    assert parse("--config", str(file)) == settings
+    assert command_line.from_dict(to_dict(settings), "x") == settings
+
+
+def test_nothing_about_processes_is_in_configs_and_nothing_about_learning_in_launch() -> None:
+    for path in CONFIGS:
+        assert set(yaml.safe_load(path.read_text())) <= set(to_dict(Config()))
+    for path in (REPOSITORY / "launch").glob("*.yaml"):
+        assert not {"learning_rate", "epochs", "batch_size"} & set(yaml.safe_load(path.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "option", "parts"),
+    [
+        (1, "gradient_accumulation=1", 1),
+        (4, "gradient_accumulation=2", 2),
+        (1, "gradient_shards=4", 4),
+        (4, "gradient_shards=4", 1),
+    ],
+)
+def test_a_batch_is_cut_into_equal_parts(world_size: int, option: str, parts: int) -> None:
+    assert parse(f"--train.{option}").parts(world_size) == parts
+
+
+@pytest.mark.parametrize(
+    ("world_size", "option", "says"),
+    [
+        (3, "gradient_accumulation=1", "does not divide by 3 processes x 1 parts each: use 126 or 129"),
+        (3, "gradient_accumulation=2", "does not divide by 3 processes x 2 parts each: use 126 or 132"),
+        (256, "gradient_accumulation=1", "does not divide by 256 processes x 1 parts each: use 256"),
+        (3, "gradient_shards=4", "train.gradient_shards=4 does not divide by 3 processes: use 6"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused_with_sizes_that_do(world_size: int, option: str, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(f"--train.{option}").parts(world_size)
+    assert says in str(caught.value)

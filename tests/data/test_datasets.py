@@ -1,0 +1,336 @@
+"""What the job is given: splits, the cache they are mapped from, and what happens when it is damaged or cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from job.config.settings import REPOSITORY, Data, UserError
+from job.data import cache as decoded
+from job.data import datasets
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's cache directory of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "rankzero"
+
+
+def make_tree(root: Path, count: int = 10, seed: int = 0) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (2, 2, count, 8, 8, 3), np.uint8)
+    for split, of_split in zip(("train", "test"), noise, strict=True):
+        for name, of_class in zip(("cat", "dog"), of_split, strict=True):
+            (root / split / name).mkdir(parents=True)
+            for number, pixels in enumerate(of_class):
+                Image.fromarray(pixels).save(root / split / name / f"{number:03}.png")
+    return root
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    tree = make_tree(tmp_path / "pets")
+    path = Path(shutil.make_archive(str(tmp_path / "data" / "pets"), "gztar", tree))
+    shutil.rmtree(tree)
+    return path
+
+
+def options(root: Path, **other: object) -> Data:
+    return Data(source="folder", root=str(root), **{"image_size": 8, **other})
+
+
+def load(root: Path, log: list[str] | None = None, seed: int = 1, **other: object) -> datasets.Dataset:
+    return datasets.load(options(root, **other), seed, log=(log if log is not None else []).append)
+
+
+def stored(place: Path) -> list[Path]:
+    return [path for path in place.iterdir() if path.is_dir()]
+
+
+# --- the split
+
+
+def test_the_split_follows_from_the_seed_alone() -> None:
+    train, validation = datasets.hold_out(50_000, 0.2, 42)
+    again, _ = datasets.hold_out(50_000, 0.2, 42)
+    other, _ = datasets.hold_out(50_000, 0.2, 43)
+    assert (len(train), len(validation)) == (40_000, 10_000)
+    assert torch.equal(train, again)
+    assert not torch.equal(train, other)
+    # the same on every machine and in every version, or a resumed run would train on what it is validated with
+    assert validation[:5].tolist() == [6, 32, 33, 34, 35]
+
+
+def test_the_split_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    datasets.hold_out(100, 0.2, 42)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 999, 1000, 1001])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.999])
+def test_every_picture_is_in_one_split_and_none_is_empty(count: int, share: float) -> None:
+    train, validation = datasets.hold_out(count, share, 7)
+    assert torch.cat([train, validation]).sort().values.tolist() == list(range(count))
+    assert len(train) > 0
+    assert (len(validation) > 0) == (share > 0)
+
+
+def test_splits_share_the_pictures(archive: Path) -> None:
+    data = load(archive)
+    assert data.train.images is data.validation.images
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 20)
+    assert data.test.indices.tolist() == list(range(20))
+    empty = load(archive, validation=0.0).validation
+    assert (len(empty), empty.indices.dtype) == (0, torch.int64)
+
+
+def test_pictures_are_uint8_channels_last_and_labels_int64(archive: Path) -> None:
+    split = load(archive).train
+    assert (split.images.dtype, split.images.shape) == (torch.uint8, (20, 3, 8, 8))
+    assert split.images.is_contiguous(memory_format=torch.channels_last)
+    assert (split.labels.dtype, split.labels.shape) == (torch.int64, (20,))
+
+
+# --- the cache
+
+
+def test_the_second_start_decodes_nothing_and_writes_nothing(archive: Path) -> None:
+    first = load(archive)
+    cache = archive.parent / "rankzero-cache"
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    log: list[str] = []
+    assert load(archive, log).fingerprint == first.fingerprint
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+    assert log == []
+
+
+def test_what_a_process_writes_into_its_pictures_stays_its_own(archive: Path) -> None:
+    load(archive).train.images.zero_()
+    assert load(archive).train.images.any()
+
+
+def test_ranks_map_the_same_pages(archive: Path) -> None:
+    split = load(archive).train
+    maps = Path("/proc/self/maps").read_text()
+    assert "train_images.npy" in maps
+    assert split.images.data_ptr() % 64 == 0
+
+
+def test_the_cache_is_known_by_content(archive: Path, tmp_path: Path) -> None:
+    first = load(archive)
+    os.utime(archive, (1, 1))
+    log: list[str] = []
+    load(archive, log)
+    moved = archive.rename(archive.parent / "renamed.tar.gz")
+    assert log == [], "touched, but the same"
+    assert load(moved).fingerprint == first.fingerprint
+    shutil.make_archive(str(moved).removesuffix(".tar.gz"), "gztar", make_tree(tmp_path / "other", seed=1))
+    assert load(moved).fingerprint != first.fingerprint
+
+
+def test_each_picture_size_has_a_cache_of_its_own(archive: Path) -> None:
+    assert load(archive, image_size=16).train.images.shape[-1] == 16
+    assert load(archive).train.images.shape[-1] == 8
+    assert len(stored(archive.parent / "rankzero-cache")) == 2
+
+
+def test_beside_a_read_only_source_nothing_is_written(archive: Path, home: Path) -> None:
+    archive.parent.chmod(0o555)
+    try:
+        load(archive)
+        log: list[str] = []
+        load(archive, log)
+    finally:
+        archive.parent.chmod(0o755)
+    assert os.listdir(archive.parent) == [archive.name]
+    assert len(stored(home)) == 1
+    assert log == []
+
+
+def test_a_cache_beside_a_source_serves_also_when_it_is_read_only(archive: Path, home: Path) -> None:
+    load(archive)
+    cache = archive.parent / "rankzero-cache"
+    for path in (archive.parent, cache, *stored(cache)):
+        path.chmod(0o555)
+    try:
+        log: list[str] = []
+        load(archive, log)
+    finally:
+        for path in (archive.parent, cache, *stored(cache)):
+            path.chmod(0o755)
+    assert log == []
+    assert not home.exists()
+
+
+def test_a_cache_directory_of_the_users_choice(archive: Path, tmp_path: Path) -> None:
+    load(archive, cache=str(tmp_path / "chosen" / "deep"))
+    assert len(stored(tmp_path / "chosen" / "deep")) == 1
+    assert os.listdir(archive.parent) == [archive.name]
+
+
+def test_no_writable_directory_is_an_error_that_names_the_key(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.cache"):
+        load(archive, cache=str(tmp_path / "file" / "below"))
+
+
+def test_without_a_home_the_message_names_the_key_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "~")  # what is left of ~/.cache where the user has no home
+    with pytest.raises(UserError, match=r"no home directory.*data\.cache"):
+        datasets.prepare(Data(source="shapes10"))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path / "train_images.npy", 1000)
+
+
+def remove_about(path: Path) -> None:
+    (path / "about.json").unlink()
+
+
+def empty_about(path: Path) -> None:
+    (path / "about.json").write_bytes(b"")
+
+
+def remove_labels(path: Path) -> None:
+    (path / "test_labels.npy").unlink()
+
+
+def older_format(path: Path) -> None:
+    about = json.loads((path / "about.json").read_text())
+    (path / "about.json").write_text(json.dumps(about | {"format": 0}))
+
+
+@pytest.mark.parametrize("damage", [truncate, remove_about, empty_about, remove_labels, older_format])
+def test_a_damaged_cache_is_noticed_said_and_built_again(archive: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    first = load(archive)
+    (entry,) = stored(archive.parent / "rankzero-cache")
+    damage(entry)
+    log: list[str] = []
+    assert load(archive, log).fingerprint == first.fingerprint
+    assert any("decoding again" in line for line in log)
+    log.clear()
+    load(archive, log)
+    assert log == []
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """Files of this process can grow no larger, which fails as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_without_room_is_an_error_that_leaves_nothing_behind(archive: Path) -> None:
+    with files_at_most(2000), pytest.raises(UserError, match=r"cannot be written .*data\.cache"):
+        load(archive)
+    assert stored(archive.parent / "rankzero-cache") == []
+    assert len(load(archive).train) == 16
+
+
+def test_many_processes_at_once_decode_once(tmp_path: Path) -> None:
+    archive = shutil.make_archive(str(tmp_path / "pets"), "zip", make_tree(tmp_path / "tree", 50))
+    program = (
+        "import sys\nfrom job.config.settings import Data\nfrom job.data import datasets\n"
+        f"data = Data(source='folder', root={archive!r}, image_size=8)\n"
+        "print(datasets.load(data, 1, log=lambda line: print('LOG', line)).fingerprint)\n"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+        for _ in range(3)
+    ]
+    lines = [line for process in running for line in process.communicate()[0].splitlines()]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    assert sum("decoded pictures kept" in line for line in lines) == 1
+    assert len({line for line in lines if not line.startswith("LOG")}) == 1
+
+
+def test_threads_at_once_decode_once(archive: Path) -> None:
+    log: list[str] = []
+    with ThreadPoolExecutor(4) as pool:
+        fingerprints = {data.fingerprint for data in pool.map(lambda _: load(archive, log), range(4))}
+    assert len(fingerprints) == 1
+    assert sum("decoded pictures kept" in line for line in log) == 1
+
+
+def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree", 200)
+    cache = tmp_path / "rankzero-cache"
+    program = (
+        "from job.config.settings import Data\nfrom job.data import datasets\n"
+        f"datasets.prepare(Data(source='folder', root={str(tree)!r}, image_size=64))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY) as process:
+        deadline = time.monotonic() + 60
+        while not any(".tmp-" in path.name for path in cache.glob("*")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    assert len(load(tree, image_size=64).train) == 320
+    assert len(stored(cache)) == 1, "what the killed process left is cleared away"
+
+
+def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path / "tree")
+
+    @contextmanager
+    def meddle(description: str, total: int | None, unit: str) -> Iterator[decoded.Advance]:
+        shutil.copy(tree / "train" / "cat" / "000.png", tree / "train" / "cat" / "new.png")
+        yield lambda amount: None
+
+    with pytest.raises(UserError, match="changed while it was read"):
+        datasets.load(options(tree), 1, progress=meddle, log=lambda line: None)
+
+
+def test_progress_reaches_its_end(archive: Path) -> None:
+    seen: dict[str, list[int]] = {}
+
+    @contextmanager
+    def record(description: str, total: int | None, unit: str) -> Iterator[decoded.Advance]:
+        seen[description] = [total or 0, 0]
+
+        def advance(amount: int) -> None:
+            seen[description][1] += amount
+
+        yield advance
+
+    datasets.prepare(options(archive), record, log=lambda line: None)
+    assert set(seen) == {"hashing pets.tar.gz", "decoding pets.tar.gz"}
+    for total, done in seen.values():
+        assert 0 < done <= total
+
+
+def test_start_up_imports_neither_torchvision_nor_accelerate() -> None:
+    program = "import sys, job.data.datasets; print(sorted({'torchvision', 'accelerate'} & set(sys.modules)))"
+    output = subprocess.check_output([sys.executable, "-c", program], cwd=REPOSITORY, text=True)
+    assert output.strip() == "[]"
+
+
+def test_the_fingerprint_depends_on_pictures_and_labels(tmp_path: Path) -> None:
+    one, same, other = (make_tree(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert load(one).fingerprint == load(same).fingerprint != load(other).fingerprint
+    (same / "train" / "cat" / "000.png").rename(same / "train" / "dog" / "000b.png")
+    assert load(one).fingerprint != load(same).fingerprint

@@ -1,0 +1,90 @@
+"""Run directories as the job leaves them, written in milliseconds for the tests of what reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from job.config.settings import Config, Data, Model, Train, to_yaml
+from job.data.datasets import Split
+from job.evaluation import predictions as evaluation
+from job.evaluation import samples
+from job.evaluation.predictions import Predictions
+from job.runs import checkpoint
+
+
+def write(
+    path: Path,
+    *,
+    classes: tuple[str, ...] = ("ant", "bee", "cat"),
+    images: int = 300,
+    epochs: int = 3,
+    finished: bool = True,
+    resumed_at: tuple[int, ...] = (),
+    loss: float | None = None,
+    model: str = "simple_cnn",
+    seed: int = 42,
+    skill: float = 0.6,
+    data: str = "fingerprint",
+) -> Path:
+    """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test pictures.
+
+    ``loss`` replaces all training losses; what the test pictures are depends on ``data`` alone.
+    """
+    path.mkdir(parents=True)
+    settings = Config(
+        model=Model(name=model),
+        train=Train(epochs=epochs, seed=seed),
+        data=Data(source="shapes10"),
+    )
+    (path / "config.yaml").write_text(to_yaml(dataclasses.replace(settings)))
+    starts = [
+        {"attempt": i, "started": f"2026-01-0{i}T12:00:00+0000", "step": step}
+        for i, step in enumerate((0, *resumed_at), 1)
+    ]
+    environment = {
+        "command": ["job/train.py", "--config", "a file.yaml"],
+        "git_commit": "0123abcd",
+        "world_size": 2,
+        "hosts": ["node1", "node2"],
+        "devices": ["Some GPU", "Some GPU"],
+        "attempts": starts,
+    }
+    (path / "environment.json").write_text(json.dumps(environment))
+    with (path / "metrics.jsonl").open("w") as file:
+        for step in range(50, epochs * 100 + 1, 50):
+            epoch, share = (step + 99) // 100, step / (epochs * 100)
+            line: dict[str, Any] = {"split": "train", "step": step, "epoch": epoch, "loss": loss or 2 - share}
+            file.write(json.dumps(line | {"learning_rate": 0.001, "images_per_second": 1000.0}) + "\n")
+            if step % 100 == 0:
+                line = {"split": "validation", "epoch": epoch, "step": step, "train_loss": loss or 2.1 - share}
+                file.write(json.dumps(line | {"loss": 2.2 - share, "accuracy": skill * share, "seconds": 0.5}) + "\n")
+    state = "finished" if finished else "running"
+    status = {"state": state, "step": epochs * 100, "signal": None, "error": None, "attempt": len(starts)}
+    (path / "status.json").write_text(json.dumps(status))
+    if finished:
+        _finish(path, classes, images, epochs, skill, data, seed)
+    return path
+
+
+def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skill: float, data: str, seed: int) -> None:
+    labels = torch.arange(images) % len(classes)
+    draw = torch.Generator().manual_seed(seed)
+    wrong = torch.rand(images, generator=draw) >= skill
+    offsets = torch.randint(1, max(len(classes), 2), (images,), generator=draw)
+    predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
+    confidence = torch.rand(images, generator=draw)
+    predictions = Predictions(predicted, confidence, torch.ones(images), labels)
+    pictures = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8).permute(0, 3, 1, 2)
+    samples.keep(path, Split(pictures, labels, torch.arange(images)), predictions)
+    tensors = {"predicted": predicted, "confidence": confidence, "labels": labels}
+    checkpoint.save_weights(path / "predictions.safetensors", tensors)
+    best = {"epoch": epochs, "accuracy": skill}
+    result = evaluation.report(
+        predictions, classes, split="test", epochs=epochs, best_validation=best, parameters=1234, data=data
+    )
+    (path / "evaluation.json").write_text(json.dumps(result))
