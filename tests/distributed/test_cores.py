@@ -40,7 +40,7 @@ def test_all_threads_of_a_process_keep_to_its_cores_those_that_run_already_too()
 import os, threading
 from job.distributed import launcher
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-launched.keep_to([{HERE[-1]}])
+launcher.keep_to([{HERE[-1]}])
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(*(os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")), sep="|")
 """
