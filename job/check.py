@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from job.config import command_line
-from job.config.settings import BAD_INPUT, REPOSITORY, Config, UserError
-from job.distributed import ending, launcher
+from job.config.errors import BAD_INPUT, UserError, first_line
+from job.config.settings import REPOSITORY, Config
+from job.distributed import launcher
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
 from job.runs.directory import choose
 
@@ -180,7 +181,7 @@ def _software() -> str:
         nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator that is compiled against torch
     except (ImportError, RuntimeError, AttributeError) as error:
         raise UserError(
-            f"torchvision does not fit {versions} ({ending.first_line(error)})", "install both anew, from one index"
+            f"torchvision does not fit {versions} ({first_line(error)})", "install both anew, from one index"
         ) from None
     return f"{versions}, torchvision {torchvision.__version__}"
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from job.config.command_line import Arguments
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.display import figures, page, theme
 from job.display.page import percent
 from job.distributed import ending

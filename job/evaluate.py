@@ -18,7 +18,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from job.config import command_line
-from job.config.settings import Config, UserError
+from job.config.errors import UserError
+from job.config.settings import Config
 from job.distributed import ending
 from job.distributed.group import start
 

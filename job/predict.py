@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from job.config.command_line import Arguments
-from job.config.settings import UserError
+from job.config.errors import FAILED, UserError
 from job.data import decoding
 from job.data.decoding import Encoded
 from job.distributed import ending as failures
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
                 print(json.dumps(_record(name, found, reason)), flush=True)
             elif found is not None:
                 print(_line(name, found, options.top, width), flush=True)
-    return failures.FAILED if unread else 0
+    return FAILED if unread else 0
 
 
 def expand(names: Sequence[str]) -> Iterator[str]:

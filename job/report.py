@@ -17,7 +17,7 @@ from html import escape
 from typing import Any
 
 from job.config.command_line import Arguments
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.display import figures, page, panels, theme
 from job.display.page import percent
 from job.distributed import ending

@@ -19,6 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from job.config.errors import FAILED, FailedError, first_line
 from job.distributed.preemption import SIGNALS, Preemption
 
 if __name__ == "__main__":  # what comes before the handlers stand waits for them
@@ -31,7 +32,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from job.config import command_line
-from job.config.settings import PREEMPTED, REPOSITORY, Config, UserError
+from job.config.errors import PREEMPTED, UserError
+from job.config.settings import REPOSITORY, Config
 from job.distributed import ending, launcher, startup
 from job.distributed.group import Runtime, describe, start
 from job.runs.directory import RunDirectory, choose, leave_failure
@@ -140,9 +142,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     try:
         return _write_results(trainer, directory, predictions)
     except OSError as error:
-        raise ending.FailedError(
-            f"the results cannot be written ({error.strerror}); training is done, and saved"
-        ) from None
+        raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
 
 
 def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
         report.write(directory.path)
     except Exception as error:
-        console.warn(f"no report ({ending.first_line(error)}); `python job/report.py {directory.path}` tries again")
+        console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
@@ -200,7 +200,7 @@ def _failed(
     path: Path,
 ) -> int:
     """Say once what happened, leave it in ``status.json``, and give the exit status."""
-    from job.training.trainer import StoppedEarlyError
+    from job.config.errors import StoppedEarlyError
 
     if isinstance(error, UserError):
         if directory is not None:
@@ -212,7 +212,7 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         place.close()
         return PREEMPTED
-    if isinstance(error, ending.FailedError):
+    if isinstance(error, FailedError):
         message = str(error)
     elif ending.out_of_memory(error):
         message = (
@@ -223,11 +223,11 @@ def _failed(
     elif ending.lost_contact(error):
         # Whoever failed first says more; give it a moment to say so.
         time.sleep(1.0 if place.is_rank_zero else 0.0)
-        message = f"lost contact with another process: it was killed, crashed or hangs ({ending.first_line(error)})"
+        message = f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
         if directory is not None:
             message = directory.first_failure() or message
     else:
-        message = f"rank {place.rank} failed: {type(error).__name__}: {ending.first_line(error)}"
+        message = f"rank {place.rank} failed: {type(error).__name__}: {first_line(error)}"
         traceback.print_exc()
         leave_failure(path, place.rank, message)
     if directory is not None:
@@ -235,7 +235,7 @@ def _failed(
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if place.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
-    return ending.FAILED
+    return FAILED
 
 
 def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:

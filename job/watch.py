@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from job.config.command_line import Arguments
-from job.config.settings import UserError
+from job.config.errors import FAILED, UserError
 from job.display.console import Console
 from job.distributed import ending
 from job.runs import reader
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
-    return ending.FAILED if run.state == "failed" else 0
+    return FAILED if run.state == "failed" else 0
 
 
 def _print_news(run: Run, console: Console) -> Run:

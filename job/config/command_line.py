@@ -17,7 +17,8 @@ from typing import Any, Literal, NoReturn
 import jsonargparse
 import yaml
 
-from job.config.settings import REPOSITORY, Config, UserError, flat, to_dict
+from job.config.errors import UserError
+from job.config.settings import REPOSITORY, Config, flat, to_dict
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "simple_cnn.yaml"
 

@@ -15,19 +15,9 @@ from typing import Any, Literal
 
 import yaml
 
+from job.config.errors import UserError
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-BAD_INPUT = 2
-"""Exit status for a mistake in configuration, data, weights or run directory (1: failed while running)."""
-PREEMPTED = 75
-"""Exit status for "stopped early, state saved, run me again" (EX_TEMPFAIL of sysexits.h)."""
-
-
-class UserError(Exception):
-    """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2."""
-
-    def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(f"{what}: {mend}" if mend else what)  # one text, so that it travels from rank to rank
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 
 Kind = Literal["folder", "tar", "zip"]
 

@@ -23,7 +23,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 
 FORMAT = 1
 """Raised when the layout of a stored data set changes: older ones are then rebuilt."""

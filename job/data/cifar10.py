@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.data.cache import Advance, Contents, Log, PictureFile, Progress, disk_errors, locked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from job.config.settings import Data, UserError
+from job.config.errors import UserError
+from job.config.settings import Data
 from job.data import archives, cifar10, folder, shapes10
 from job.data import cache as decoded
 from job.data.cache import Contents, Log, Progress, Stored, silent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.data import archives, decoding
 from job.data.archives import shown
 from job.data.cache import Contents, PictureFile, Progress

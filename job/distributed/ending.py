@@ -10,24 +10,8 @@ import time
 import traceback
 from collections.abc import Callable
 
-from job.config.settings import BAD_INPUT, UserError
+from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError
 from job.distributed.launcher import launch_rank
-
-
-class FailedError(Exception):
-    """The run cannot go on. The message says why, and is all that is shown."""
-
-    recurs = False
-    """whether the same command would come to the same end, so that no scheduler need try"""
-
-
-class DivergedError(FailedError):
-    """A loss, weight or moment is not finite: the same steps would end the same way."""
-
-    recurs = True
-
-
-FAILED = 1
 
 
 def entry(main: Callable[[list[str]], int]) -> None:
@@ -85,8 +69,3 @@ def out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without its backtrace."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

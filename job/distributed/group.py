@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from job.config.errors import FailedError, UserError, first_line
 from job.config.settings import Runtime as RuntimeSettings
-from job.config.settings import UserError
 from job.distributed import launcher, startup
-from job.distributed.ending import FailedError, first_line
 
 if TYPE_CHECKING:
     import torch

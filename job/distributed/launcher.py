@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from job.config import command_line
-from job.config.settings import Runtime, UserError
+from job.config.errors import UserError
+from job.config.settings import Runtime
 
 
 def launch_rank() -> int:

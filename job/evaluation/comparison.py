@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config import command_line
-from job.config.settings import UserError, flat, to_dict
+from job.config.errors import UserError
+from job.config.settings import flat, to_dict
 from job.runs import reader
 from job.runs.reader import Run
 

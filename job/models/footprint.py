@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from job.config.settings import Config, UserError
+from job.config.errors import UserError
+from job.config.settings import Config
 
 OPTIMIZER_TENSORS = {"adam": 2, "adamw": 2, "sgd": 1}
 """state tensors an optimizer keeps for each parameter"""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.config.settings import Model, UserError
+from job.config.errors import UserError
+from job.config.settings import Model
 
 
 class SimpleCNN(nn.Module):

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.runs import files
 
 FORMAT = 1

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from job.config import command_line
-from job.config.settings import REPOSITORY, Config, UserError, differences, to_yaml
+from job.config.errors import UserError
+from job.config.settings import REPOSITORY, Config, differences, to_yaml
 from job.runs.files import remove_left_overs, write_whole
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from job import evaluate
-from job.config.settings import Config, UserError
+from job.config.errors import UserError
+from job.config.settings import Config
 from job.data.batches import normalisation
 from job.distributed.group import Runtime, start
 from job.models import registry

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from job.config import command_line
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.data.cifar10 import CLASSES as CIFAR10
 
 PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}

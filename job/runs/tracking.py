@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from job.config.errors import first_line
 from job.config.settings import Config, flat, to_dict, to_yaml
-from job.distributed import ending
 from job.runs import reader
 from job.runs.directory import RunDirectory
 from job.runs.reader import Record
@@ -125,7 +125,7 @@ class _Follower:
             tracker.finish()
         except (Exception, SystemExit) as error:
             self._failed = True
-            reason = ending.first_line(error) or type(error).__name__
+            reason = first_line(error) or type(error).__name__
             self._warn(f"{self._name} failed ({reason}): the run is not tracked there any more")
 
 

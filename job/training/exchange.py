@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from job.config.errors import FailedError
 from job.config.settings import Config
-from job.distributed.ending import FailedError
 from job.distributed.group import Runtime
 from job.training.choices import Choices
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from job.config.settings import Config, UserError, to_dict
+from job.config.errors import DivergedError, FailedError, StoppedEarlyError, UserError
+from job.config.settings import Config, to_dict
 from job.data.batches import Batches, Part
 from job.data.datasets import Dataset, placed
 from job.display.console import Console
-from job.distributed.ending import DivergedError, FailedError
 from job.distributed.group import Runtime
 from job.distributed.preemption import Preemption
 from job.evaluation import predictions
@@ -27,10 +27,6 @@ from job.runs.checkpoint import Checkpoints, NotFiniteError, State
 from job.runs.directory import DISK_FULL, RunDirectory
 from job.training.optimizers import learning_rate
 from job.training.step import Step
-
-
-class StoppedEarlyError(Exception):
-    """All ranks agreed to stop, and the state is saved. The message is the reason."""
 
 
 @dataclass

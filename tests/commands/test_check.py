@@ -10,7 +10,8 @@ from support.jobs import run_job
 
 from job import check as preflight
 from job.check import Check, Shape
-from job.config.settings import Checkpoint, Config, Data, Model, Optimizer, Run, Train, UserError
+from job.config.errors import UserError
+from job.config.settings import Checkpoint, Config, Data, Model, Optimizer, Run, Train
 from job.models import footprint, registry
 from job.runs import checkpoint
 from job.training import optimizers

@@ -9,7 +9,8 @@ import yaml
 from support.jobs import REPOSITORY, run_job, the_error
 
 from job.config import command_line
-from job.config.settings import Config, UserError, to_dict, to_yaml
+from job.config.errors import UserError
+from job.config.settings import Config, to_dict, to_yaml
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 

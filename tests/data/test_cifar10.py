@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job.config.settings import REPOSITORY, Data, UserError
+from job.config.errors import UserError
+from job.config.settings import REPOSITORY, Data
 from job.data import cache as decoded
 from job.data import cifar10, datasets
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 from PIL import Image
 
-from job.config.settings import REPOSITORY, Data, UserError
+from job.config.errors import UserError
+from job.config.settings import REPOSITORY, Data
 from job.data import cache as decoded
 from job.data import datasets
 

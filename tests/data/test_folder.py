@@ -21,7 +21,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from job.config.settings import REPOSITORY, Data, UserError
+from job.config.errors import UserError
+from job.config.settings import REPOSITORY, Data
 from job.data import datasets, decoding
 
 CLASSES = ("cat", "dog")

@@ -18,7 +18,7 @@ import torch
 from jobs import checkpoints, metrics
 from support.forked import fork_server
 
-from job.config.settings import UserError
+from job.config.errors import UserError
 from job.runs import checkpoint, files
 from job.runs.checkpoint import FILES, MANIFEST, Checkpoints, State
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from job.config.settings import Model, UserError
+from job.config.errors import UserError
+from job.config.settings import Model
 from job.models import registry
 
 

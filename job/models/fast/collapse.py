@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from job.config.settings import Config, UserError
+from job.config.errors import UserError
+from job.config.settings import Config
 from job.models.fast import convolutions
 
 COPIES = 49

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from job.config.settings import Config, UserError
+from job.config.errors import UserError
+from job.config.settings import Config
 from job.data.datasets import Dataset
 from job.distributed.group import Runtime
 from job.models import registry

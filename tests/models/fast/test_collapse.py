@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from job.config.settings import Config, Data, Model, Optimizer, Schedule, Train, UserError
+from job.config.errors import UserError
+from job.config.settings import Config, Data, Model, Optimizer, Schedule, Train
 from job.models import registry
 from job.models.fast import collapse as vgg
 from job.training import optimizers

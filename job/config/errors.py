@@ -1,0 +1,39 @@
+"""What ends a process: the errors that say why, and the exit statuses."""
+
+from __future__ import annotations
+
+FAILED = 1
+"""Exit status for a failure while running."""
+BAD_INPUT = 2
+"""Exit status for a mistake in configuration, data, weights or run directory."""
+PREEMPTED = 75
+"""Exit status for "stopped early, state saved, run me again" (EX_TEMPFAIL of sysexits.h)."""
+
+
+class UserError(Exception):
+    """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2."""
+
+    def __init__(self, what: str, mend: str = "") -> None:
+        super().__init__(f"{what}: {mend}" if mend else what)  # one text, so that it travels from rank to rank
+
+
+class FailedError(Exception):
+    """The run cannot go on. The message says why, and is all that is shown. Exit status 1."""
+
+    recurs = False
+    """whether the same command would come to the same end, so that no scheduler need try"""
+
+
+class DivergedError(FailedError):
+    """A loss, weight or moment is not finite: the same steps would end the same way."""
+
+    recurs = True
+
+
+class StoppedEarlyError(Exception):
+    """All ranks agreed to stop, and the state is saved. The message is the reason. Exit status 75."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its backtrace."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
