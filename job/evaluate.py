@@ -36,34 +36,34 @@ def main(argv: list[str]) -> int:
     split = options["split"] or "test"
     if split not in SPLITS:
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
-    place = start(settings.runtime, deterministic=settings.train.deterministic)
+    group = start(settings.runtime, deterministic=settings.train.deterministic)
 
     from job.data import datasets
     from job.data.batches import Batches
     from job.display.console import Console
     from job.evaluation import predictions as evaluation
 
-    console = Console(quiet=not place.is_rank_zero)
-    place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
+    console = Console(quiet=not group.is_rank_zero)
+    group.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=group.local_rank == 0)
     dataset = datasets.load(settings.data, settings.train.seed)
     part = getattr(dataset, split)
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
-    found = place.guarded(lambda: restore(run, settings, dataset.classes), on=place.is_rank_zero)
-    source = place.from_rank_zero(found[1] if found else "")
+    found = group.guarded(lambda: restore(run, settings, dataset.classes), on=group.is_rank_zero)
+    source = group.from_rank_zero(found[1] if found else "")
     model = found[0] if found else build(settings, dataset.classes)
-    model.load_state_dict(place.broadcast(model.to(place.device).state_dict()))
-    batches = Batches(part, settings.data, place.device, rank=place.rank, world_size=place.world_size)
-    predictions = evaluation.predict(model, batches, part.labels[part.indices], place)
+    model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
+    batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
+    predictions = evaluation.predict(model, batches, part.labels[part.indices], group)
     assert predictions is not None
     result = evaluation.report(
-        predictions, dataset.classes, split=split, world_size=place.world_size, checkpoint=source
+        predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source
     )
     console.result(result)
-    place.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=place.is_rank_zero)
+    group.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=group.is_rank_zero)
     console.say(f"wrote {run / f'evaluation-{split}.json'}")
-    place.close()
+    group.close()
     return 0
 
 

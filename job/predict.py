@@ -55,14 +55,14 @@ def main(argv: list[str]) -> int:
 
     from job.runs import export as deploy
 
-    model, place = deploy.restored(options.run)
+    model, group = deploy.restored(options.run)
     if options.export is not None:
         for path in deploy.export(model, options.export):
             print(f"wrote {path}", file=sys.stderr)
     width = min(max((len(name) for name in names), default=0), 60)
     unread = 0
     for batch, pixels, reasons in read(names, model.size, options.batch):
-        probabilities = iter(model.probabilities(pixels, place))
+        probabilities = iter(model.probabilities(pixels, group))
         for name, reason in zip(batch, reasons, strict=True):
             unread += reason is not None
             if reason is not None:

@@ -25,17 +25,15 @@ from job.distributed.preemption import SIGNALS, Preemption
 if __name__ == "__main__":  # what comes before the handlers stand waits for them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-import subprocess
 import time
 import traceback
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from job.config import command_line
 from job.config.errors import PREEMPTED, UserError
-from job.config.settings import REPOSITORY, Config
-from job.distributed import ending, launcher, startup
-from job.distributed.group import Runtime, describe, start
+from job.config.settings import Config
+from job.distributed import cores, ending, launcher, startup
+from job.distributed.group import Group, start
 from job.runs.directory import RunDirectory, choose, leave_failure
 
 if TYPE_CHECKING:
@@ -56,7 +54,7 @@ def main(argv: list[str]) -> int:
     launcher.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
     startup.mark("interpreter and settings")
-    place = start(
+    group = start(
         settings.runtime,
         deterministic=settings.train.deterministic,
         static_graph=settings.train.gradient_accumulation == 1,
@@ -64,24 +62,24 @@ def main(argv: list[str]) -> int:
         meeting=preemption.while_ranks_meet(PREEMPTED),
     )
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
-    place.guarded(lambda: settings.parts(place.world_size))
+    group.guarded(lambda: settings.parts(group.world_size))
     startup.mark("process group")
     from job.display.console import Console
 
-    console = Console(quiet=not place.is_rank_zero)
-    directory = place.guarded(lambda: _open(settings, argv), on=place.is_rank_zero)
-    path, finished = place.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
+    console = Console(quiet=not group.is_rank_zero)
+    directory = group.guarded(lambda: _open(settings, argv), on=group.is_rank_zero)
+    path, finished = group.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
     if finished and finished["epochs"] == settings.train.epochs:
         if directory is not None and not (directory.path / "report.html").exists():
             _report(directory, console)
         _show(finished, console, directory)
-        place.close()
+        group.close()
         return 0
     try:
-        _train(settings, place, preemption, console, directory)
+        _train(settings, group, preemption, console, directory)
     except Exception as error:
-        return _failed(error, settings, place, console, directory, path)
-    place.close()
+        return _failed(error, settings, group, console, directory, path)
+    group.close()
     return 0
 
 
@@ -92,35 +90,35 @@ def _open(settings: Config, argv: list[str]) -> RunDirectory:
 
 
 def _train(
-    settings: Config, place: Runtime, preemption: Preemption, console: Console, directory: RunDirectory | None
+    settings: Config, group: Group, preemption: Preemption, console: Console, directory: RunDirectory | None
 ) -> None:
     from job.data import datasets
     from job.models import footprint
-    from job.runs import tracking
+    from job.runs import environment, tracking
     from job.training.trainer import Trainer
 
-    environments = place.gathered(describe(place))
-    place.guarded(lambda: directory.begin(settings, _environment(environments)) if directory else None)
+    processes = group.gathered(environment.of_process(group))
+    group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
-    console.say(_describe_machines(environments))
+    console.say(environment.in_words(processes))
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    place.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=place.local_rank == 0)
-    dataset = place.guarded(lambda: datasets.load(settings.data, settings.train.seed))
+    group.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=group.local_rank == 0)
+    dataset = group.guarded(lambda: datasets.load(settings.data, settings.train.seed))
     assert dataset is not None
     console.say(_describe_data(dataset))
-    own_cores = place.keep_to_own_cores()  # not before: whoever decodes should have them all
+    own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
-    trainer = Trainer(settings, dataset, runtime=place, preemption=preemption, console=console, directory=directory)
-    place.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
+    trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
+    group.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
         end_time=launcher.end_time(),
-        maximum=place.maximum if place.world_size > 1 else None,
+        maximum=group.maximum if group.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer) + (", each process on its own cores" if own_cores else ""))
     startup.mark("model")
@@ -130,7 +128,7 @@ def _train(
         startup.mark("trackers")
         console.say(f"ready after {startup.summary()}")
         predictions = trainer.run()
-        result = place.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
+        result = group.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
@@ -162,7 +160,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         predictions,
         dataset.classes,
         split="test",
-        world_size=trainer.runtime.world_size,
+        world_size=trainer.group.world_size,
         checkpoint=trainer.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
@@ -194,7 +192,7 @@ def _show(result: dict[str, Any], console: Console, directory: RunDirectory | No
 def _failed(
     error: Exception,
     settings: Config,
-    place: Runtime,
+    group: Group,
     console: Console,
     directory: RunDirectory | None,
     path: Path,
@@ -210,60 +208,32 @@ def _failed(
         if directory is not None:
             directory.stopped(str(error))
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
-        place.close()
+        group.close()
         return PREEMPTED
     if isinstance(error, FailedError):
         message = str(error)
     elif ending.out_of_memory(error):
         message = (
-            f"out of memory on rank {place.rank} with train.batch_size={settings.train.batch_size} on "
-            f"{place.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
+            f"out of memory on rank {group.rank} with train.batch_size={settings.train.batch_size} on "
+            f"{group.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
         )
-        leave_failure(path, place.rank, message)
+        leave_failure(path, group.rank, message)
     elif ending.lost_contact(error):
         # Whoever failed first says more; give it a moment to say so.
-        time.sleep(1.0 if place.is_rank_zero else 0.0)
+        time.sleep(1.0 if group.is_rank_zero else 0.0)
         message = f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
         if directory is not None:
             message = directory.first_failure() or message
     else:
-        message = f"rank {place.rank} failed: {type(error).__name__}: {first_line(error)}"
+        message = f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
         traceback.print_exc()
-        leave_failure(path, place.rank, message)
+        leave_failure(path, group.rank, message)
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
-    if place.is_rank_zero:
+    if group.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
     return FAILED
-
-
-def _environment(processes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What ``environment.json`` says of this start."""
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
-    return {
-        "command": sys.argv,
-        "git_commit": commit,
-        "world_size": len(processes),
-        "hosts": sorted({process["host"] for process in processes}),
-        "devices": [process["device"] for process in processes],
-        **{key: value for key, value in processes[0].items() if key not in ("host", "device")},
-    }
-
-
-def _describe_machines(processes: list[dict[str, Any]]) -> str:
-    devices = Counter(process["device"] for process in processes)
-    hosts = len({process["host"] for process in processes})
-    first = processes[0]
-    return (
-        f"{len(processes)} process{'es' if len(processes) > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}: "
-        + ", ".join(f"{count} x {name}" for name, count in devices.items())
-        + f", {first['threads']} threads each; torch {first['torch']}, accelerate {first['accelerate']}"
-    )
 
 
 def _describe_data(dataset: Dataset) -> str:

@@ -6,6 +6,7 @@ Global batch k of an epoch holds the same pictures on any number of processes, a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from job.config.settings import Data
 from job.data.datasets import Split
-from job.distributed.group import address
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batches:
 
     def __init__(self, split: Split, settings: Data, device: torch.device, *, rank: int, world_size: int) -> None:
         self._pictures = split.images.permute(0, 2, 3, 1).contiguous()  # [N, H, W, 3]: a picture is one run of bytes
-        self.place = self._pictures.device
+        self.device = self._pictures.device
         """where the pictures lie, and the rows that ``fetch`` takes"""
         self._labels = split.labels
         self._indices = split.indices
@@ -54,7 +54,7 @@ class Batches:
         ``batch_size`` images over all ranks, fewer in the last batch. The batch is cut into ranks times parts pieces in
         one order, so that the pieces are the same for any number of ranks that has as many.
         """
-        order = epoch_order(self._indices, seed=seed, epoch=epoch).to(self.place)
+        order = epoch_order(self._indices, seed=seed, epoch=epoch).to(self.device)
         self._moves.draw(seed=seed, epoch=epoch)
         first = self._rank * parts
         for begin in range(start, len(order), batch_size):
@@ -77,7 +77,7 @@ class Batches:
         Ranks yield the same number of times; a batch may be empty.
         """
         mine = torch.arange(len(self))[self._rank :: self._world_size]
-        rows = self._indices[mine].to(self.place)
+        rows = self._indices[mine].to(self.device)
         longest = -(-len(self) // self._world_size)
         for begin in range(0, longest, batch_size):
             part = slice(begin, begin + batch_size)
@@ -119,11 +119,13 @@ class _Moves:
 
     def __init__(self, augment: str, pictures: Tensor) -> None:
         count, self._size = pictures.shape[:2]
-        place = pictures.device
-        self._line = torch.arange(self._size, device=place)
+        device = pictures.device
+        self._line = torch.arange(self._size, device=device)
         flips, shifts = augment in ("flip", "flip_crop"), augment == "flip_crop"
-        self._flip = torch.zeros(count, dtype=torch.bool, device=place) if flips else None  # [N]
-        self._shift = torch.zeros(count, 2, dtype=torch.int64, device=place) if shifts else None  # [N, 2] rows, columns
+        self._flip = torch.zeros(count, dtype=torch.bool, device=device) if flips else None  # [N]
+        self._shift = (
+            torch.zeros(count, 2, dtype=torch.int64, device=device) if shifts else None
+        )  # [N, 2] rows, columns
 
     def draw(self, *, seed: int, epoch: int) -> None:
         """Fill the tables for an epoch."""
@@ -149,3 +151,8 @@ class _Moves:
         # Pixel by pixel out of the set as one long list: a quarter of the time that indexing by three tensors takes.
         pixels = (rows[:, None, None] * size + lines[:, :, None]) * size + columns[:, None, :]  # [b, H, W]
         return pictures.view(-1, 3).index_select(0, pixels.view(-1)).view(len(rows), size, size, 3)
+
+
+def address(*parts: object) -> int:
+    """A 63-bit seed that depends on all ``parts`` and on nothing else: random numbers are addressed, not streamed."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1

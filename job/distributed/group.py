@@ -9,18 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
-import hashlib
 import os
-import socket
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from job.config.errors import FailedError, UserError, first_line
-from job.config.settings import Runtime as RuntimeSettings
+from job.config.settings import Runtime
 from job.distributed import launcher, startup
 
 if TYPE_CHECKING:
@@ -31,7 +27,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Group:
     """This process's place in the job. ``world_size`` 1 is the same code, with collectives that do nothing."""
 
     accelerator: Accelerator
@@ -135,23 +131,6 @@ class Runtime:
         dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control_group)
         return tensor.tolist()
 
-    def keep_to_own_cores(self) -> bool:
-        """On CPUs, take a share of the host's cores for this process alone; whether that was done on every rank.
-
-        Otherwise the threads of one that waits for a gradient wake up where another computes, and queue behind it: one
-        exchange in four took milliseconds in place of half a one. Every rank must call it.
-        """
-        if self.world_size == 1 or self.device.type != "cpu" or sys.platform != "linux":
-            return False
-        count = self.local_world_size
-        first = self.rank - self.local_rank
-        allowed = self.gathered(os.sched_getaffinity(0))[first : first + count]
-        threads = int(os.environ["OMP_NUM_THREADS"])
-        share = launcher.share_of_cores(allowed, self.local_rank, threads) if count > 1 else None
-        if share is not None:
-            launcher.keep_to(share)
-        return all(self.gathered(share is not None))
-
     def close(self) -> None:
         """Leave the group after success. After a failure nobody waits for anybody: just exit."""
         if self.world_size > 1:
@@ -161,19 +140,14 @@ class Runtime:
         self.accelerator.end_training()
 
 
-def address(*parts: object) -> int:
-    """A 63-bit seed that depends on all ``parts`` and on nothing else: random numbers are addressed, not streamed."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
 def start(
-    settings: RuntimeSettings,
+    settings: Runtime,
     *,
     deterministic: bool,
     static_graph: bool = False,
     one_thread: bool = False,
     meeting: contextlib.AbstractContextManager[None] | None = None,
-) -> Runtime:
+) -> Group:
     """Form the process group that was asked for, on the device that was asked for.
 
     ``static_graph``: each backward pass is followed by an optimizer step. ``one_thread``: use one CPU thread unless
@@ -243,7 +217,7 @@ def start(
             f"rank {launcher.launch_rank()} of {world_size} did not meet all others at {where} ({first_line(error)}): "
             "see whether they started, and whether that address can be reached from every node"
         ) from None
-    return Runtime(
+    return Group(
         accelerator=accelerator,
         device=accelerator.device,
         rank=accelerator.process_index,
@@ -254,35 +228,9 @@ def start(
     )
 
 
-def describe(runtime: Runtime) -> dict[str, Any]:
-    """Versions, device, host and threads of this process, for ``environment.json``. No environment variables."""
-    import accelerate
-    import torch
-
-    cuda = runtime.device.type == "cuda"
-    return {
-        "host": socket.gethostname(),
-        "device": torch.cuda.get_device_name(runtime.device) if cuda else _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "accelerate": accelerate.__version__,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-    }
-
-
 def _keep_freed_memory() -> None:
     """Tell glibc to reuse large buffers: returning activations to the kernel each step costs a fifth of it."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return "CPU"

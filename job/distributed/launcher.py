@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,29 +126,3 @@ def threads_for(settings: Runtime, *, alone: bool) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(16, cores // local_world_size()))
-
-
-def share_of_cores(allowed: Sequence[set[int]], local_rank: int, threads: int) -> list[int] | None:
-    """The cores of a host that one of its processes should keep to, when each may use the same ones.
-
-    ``allowed``: of each process of this host, by local rank. Neighbours share what whole cores share: caches, memory
-    and, where a core counts twice, itself. None where somebody bound them already or ``threads`` are more than that.
-    """
-    count, cores = len(allowed), sorted(allowed[local_rank], key=_topology)
-    share = cores[len(cores) * local_rank // count : len(cores) * (local_rank + 1) // count]
-    return share if all(mask == allowed[0] for mask in allowed) and len(share) >= threads else None
-
-
-def keep_to(cores: Sequence[int]) -> None:
-    """Let all threads of this process, and those they start, run on ``cores`` alone."""
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # a thread that ended meanwhile, a core that was taken away
-            os.sched_setaffinity(int(thread.name), cores)
-
-
-def _topology(core: int) -> tuple[int, ...]:
-    found = []
-    for name in ("physical_package_id", "core_id"):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(f"/sys/devices/system/cpu/cpu{core}/topology/{name}").read_text()))
-    return (*found, core) if len(found) == 2 else (0, 0, core)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.data.batches import Batches
-from job.distributed.group import Runtime
-from job.training.choices import EVALUATION_BATCH
+from job.distributed.group import Group
+
+EVALUATION_BATCH = {"cpu": 500, "cuda": 2000}
+"""images at once: on a CPU they should stay in its caches"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Predictions:
 
 
 def predict(
-    model: nn.Module, batches: Batches, labels: Tensor, runtime: Runtime, tick: Callable[[], bool] = lambda: False
+    model: nn.Module, batches: Batches, labels: Tensor, group: Group, tick: Callable[[], bool] = lambda: False
 ) -> Predictions | None:
     """Run ``model`` (the unwrapped one) over a split whose true classes are ``labels`` [n].
 
@@ -55,22 +57,22 @@ def predict(
     """
     count = len(batches)
     # One row for each of: times seen, predicted class, confidence, loss. Ranks fill their own columns; the rest is 0.
-    table = torch.zeros(4, count, dtype=torch.float64, device=runtime.device)
+    table = torch.zeros(4, count, dtype=torch.float64, device=group.device)
     was_training = model.training
     model.eval()
-    with torch.inference_mode(), runtime.accelerator.autocast():
-        for positions, images, truth in batches.evaluation(EVALUATION_BATCH[runtime.device.type]):
+    with torch.inference_mode(), group.accelerator.autocast():
+        for positions, images, truth in batches.evaluation(EVALUATION_BATCH[group.device.type]):
             if len(positions):
                 logits = model(images).float()  # [b, classes]
                 confidence, predicted = logits.softmax(1).max(1)
                 losses = F.cross_entropy(logits, truth, reduction="none")
                 rows = torch.stack([torch.ones_like(losses), predicted.float(), confidence, losses])
-                table[:, positions.to(runtime.device)] += rows.double()
+                table[:, positions.to(group.device)] += rows.double()
             if tick():
                 model.train(was_training)
                 return None
     model.train(was_training)
-    seen, predicted, confidence, losses = runtime.sum(table).cpu()
+    seen, predicted, confidence, losses = group.sum(table).cpu()
     if not bool((seen == 1).all()):
         raise RuntimeError(f"evaluation counted {int(seen.sum())} of {count} images, some twice or never")
     return Predictions(predicted.long(), confidence.float(), losses.float(), labels)

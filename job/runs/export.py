@@ -12,7 +12,7 @@ from job import evaluate
 from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.batches import normalisation
-from job.distributed.group import Runtime, start
+from job.distributed.group import Group, start
 from job.models import registry
 from job.runs import checkpoint, files
 from job.runs.reader import read_json
@@ -39,22 +39,22 @@ class Classifier(nn.Module):
         logits: Tensor = self.network(torch.addcmul(self.shift, pixels, self.scale)).float()
         return logits
 
-    def probabilities(self, pixels: Tensor, place: Runtime) -> Tensor:
+    def probabilities(self, pixels: Tensor, group: Group) -> Tensor:
         """Softmax of the logits of ``pixels`` [n, 3, size, size], [n, classes] on the CPU."""
-        with torch.inference_mode(), place.accelerator.autocast():
-            logits: Tensor = self(pixels.to(place.device))
+        with torch.inference_mode(), group.accelerator.autocast():
+            logits: Tensor = self(pixels.to(group.device))
             return logits.softmax(1).cpu()
 
 
-def restored(run: Path) -> tuple[Classifier, Runtime]:
+def restored(run: Path) -> tuple[Classifier, Group]:
     """The classifier of a run directory on this machine's device. Raises UserError when it has no weights yet."""
     settings, _ = evaluate.of_run(str(run), [], "")
-    place = start(settings.runtime, deterministic=False)
-    if place.world_size > 1:
-        raise UserError(f"{place.world_size} processes", "start this command with python, as one process")
+    group = start(settings.runtime, deterministic=False)
+    if group.world_size > 1:
+        raise UserError(f"{group.world_size} processes", "start this command with python, as one process")
     classes = _classes(run)
     network, _ = evaluate.restore(run, settings, classes)
-    return Classifier(network, settings, classes).to(place.device), place
+    return Classifier(network, settings, classes).to(group.device), group
 
 
 def export(model: Classifier, into: Path) -> list[Path]:

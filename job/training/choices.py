@@ -21,8 +21,6 @@ Exchange = Literal["none", "flat", "overlapped", "ordered"]
 """How the gradients of ranks are summed: there is one rank; all at once after the backward pass; in the buckets of
 DistributedDataParallel while it runs; in one fixed order, so that any number of processes gets the same bits."""
 
-EVALUATION_BATCH = {"cpu": 500, "cuda": 2000}
-"""images at once: on a CPU they should stay in its caches"""
 ONE_BUCKET = 1 << 20
 """bytes of DistributedDataParallel's first bucket: a gradient that fits it is complete before its exchange begins"""
 

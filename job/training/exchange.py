@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from job.config.errors import FailedError
 from job.config.settings import Config
-from job.distributed.group import Runtime
+from job.distributed.group import Group
 from job.training.choices import Choices
 
 JOIN_WITHIN = 30.0
@@ -29,22 +29,20 @@ class Exchange:
     methods, for as many pieces of a step.
     """
 
-    def __init__(
-        self, settings: Config, parameters: Sequence[nn.Parameter], runtime: Runtime, choices: Choices
-    ) -> None:
-        self._parameters, self._runtime = parameters, runtime
+    def __init__(self, settings: Config, parameters: Sequence[nn.Parameter], group: Group, choices: Choices) -> None:
+        self._parameters, self._group = parameters, group
         self._ordered = choices.exchange == "ordered"
         self._half = settings.runtime.gradients == "bf16"
-        rows = settings.parts(runtime.world_size) if self._ordered else 1
+        rows = settings.parts(group.world_size) if self._ordered else 1
         length = sum(parameter.numel() for parameter in parameters)
         self._shared = None
         if choices.shared_memory:
-            self._shared = SharedRows(runtime, rows, length, settings.runtime.timeout)
-        memory = self._shared.own if self._shared else torch.empty(1, rows, length, device=runtime.device)
+            self._shared = SharedRows(group, rows, length, settings.runtime.timeout)
+        memory = self._shared.own if self._shared else torch.empty(1, rows, length, device=group.device)
         self._rows = list(memory)  # [rows, length], taken in turns
         self._room = [[views(row, parameters) for row in turn] for turn in memory]
         in_place = self._shared is None and not self._ordered
-        self._total = memory[0, 0] if in_place else torch.empty(length, device=runtime.device)
+        self._total = memory[0, 0] if in_place else torch.empty(length, device=group.device)
         self.sums = views(self._total, parameters)
         """where ``give`` leaves the sum, always in the same memory"""
         self._turn = 0
@@ -66,11 +64,11 @@ class Exchange:
         if self._shared:
             self._shared.sum(self._turn, out=self._total)
         elif self._ordered:
-            _add_in_order(self._runtime.rows_of_all(rows), out=self._total)
+            _add_in_order(self._group.rows_of_all(rows), out=self._total)
         elif self._half:
-            self._total.copy_(self._runtime.sum(rows[0].bfloat16()))
+            self._total.copy_(self._group.sum(rows[0].bfloat16()))
         else:
-            self._runtime.sum(self._total)
+            self._group.sum(self._total)
         self._turn = (self._turn + 1) % len(self._rows)
         for parameter, total in zip(self._parameters, self.sums, strict=True):
             parameter.grad = total
@@ -100,19 +98,19 @@ class SharedRows:
     and each rank adds all of them up by itself, in the same order.
     """
 
-    def __init__(self, runtime: Runtime, rows: int, length: int, patience: float) -> None:
+    def __init__(self, group: Group, rows: int, length: int, patience: float) -> None:
         """``rows`` [rows, length] for each rank, twice: one is written while others may still read the other.
 
         All ranks must call it. They wait ``patience`` seconds for each other later on. Raises FailedError on all.
         """
-        size = 4 * 2 * runtime.world_size * rows * length
-        name = runtime.from_rank_zero("\0rankzero-" + secrets.token_hex(16))  # in no file system: left behind by nobody
-        listener = socket.socket(socket.AF_UNIX) if runtime.is_rank_zero else None
+        size = 4 * 2 * group.world_size * rows * length
+        name = group.from_rank_zero("\0rankzero-" + secrets.token_hex(16))  # in no file system: left behind by nobody
+        listener = socket.socket(socket.AF_UNIX) if group.is_rank_zero else None
 
         def listen() -> int:
             assert listener is not None
             listener.bind(name)
-            listener.listen(runtime.world_size)
+            listener.listen(group.world_size)
             memory = os.memfd_create("gradients")
             try:
                 os.posix_fallocate(memory, 0, size)  # here it fails if it must, and not at some step
@@ -123,7 +121,7 @@ class SharedRows:
                 ) from None
             return memory
 
-        memory = runtime.guarded(listen, on=listener is not None)
+        memory = group.guarded(listen, on=listener is not None)
         self._others: list[socket.socket] = []
 
         def join() -> int:
@@ -134,7 +132,7 @@ class SharedRows:
                 return socket.recv_fds(self._others[0], 1, 1)[1][0]
             assert memory is not None
             listener.settimeout(JOIN_WITHIN)
-            while len(self._others) < runtime.world_size - 1:
+            while len(self._others) < group.world_size - 1:
                 other, _ = listener.accept()
                 _, user, _ = struct.unpack("3i", other.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                 if user == os.getuid():  # whoever else may have seen the name
@@ -143,14 +141,14 @@ class SharedRows:
             return memory
 
         with listener or contextlib.nullcontext():
-            memory = runtime.guarded(join)
+            memory = group.guarded(join)
         assert memory is not None
         for other in self._others:
             other.settimeout(patience)
-        self._leads = runtime.is_rank_zero
+        self._leads = group.is_rank_zero
         self._memory = torch.frombuffer(mmap.mmap(memory, size), dtype=torch.float32).view(2, -1, length)
         os.close(memory)
-        first = runtime.rank * rows
+        first = group.rank * rows
         self.own = self._memory[:, first : first + rows]
         """[2, rows, length]: what this rank adds, in turns"""
 

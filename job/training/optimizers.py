@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from job.config.settings import Config, Optimizer
 
-Group = dict[str, object]
+ParameterGroup = dict[str, object]
 
 
 def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = False) -> torch.optim.Optimizer:
@@ -24,7 +24,7 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = Fa
     by_copies: dict[int, list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         by_copies[getattr(parameter, "copies", 1)].append(parameter)
-    groups: list[Group] = [
+    groups: list[ParameterGroup] = [
         {"params": parameters, "copies": copies, "weight_decay": settings.weight_decay / copies}
         for copies, parameters in by_copies.items()
     ]

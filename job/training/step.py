@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.config.settings import Config
-from job.data.batches import Batches, Part
-from job.distributed.group import Runtime, address
+from job.data.batches import Batches, Part, address
+from job.distributed.group import Group
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.exchange import Exchange
@@ -30,33 +30,33 @@ class Step:
         settings: Config,
         model: nn.Module,
         batches: Batches,
-        runtime: Runtime,
+        group: Group,
         choices: Choices,
         warn: Callable[[str], None],
     ) -> None:
-        self.settings, self.model, self.batches, self.runtime = settings, model, batches, runtime
+        self.settings, self.model, self.batches, self.group = settings, model, batches, group
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
         # Only fp16 needs accelerate's own step and backward pass: they look for packages on the disk each time.
-        self._scaled = runtime.accelerator.prepare_optimizer(self.optimizer) if runtime.accelerator.scaler else None
+        self._scaled = group.accelerator.prepare_optimizer(self.optimizer) if group.accelerator.scaler else None
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         self._wrapped: Any = model
         self._exchange = None
         if choices.exchange in ("flat", "ordered"):
-            self._exchange = Exchange(settings, self._parameters, runtime, choices)
+            self._exchange = Exchange(settings, self._parameters, group, choices)
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
-            self._graphs = Graphs(self.gradient, self.update, self._parameters, runtime.device, sums, warn)
+            self._graphs = Graphs(self.gradient, self.update, self._parameters, group.device, sums, warn)
         if choices.exchange == "overlapped":
-            self._wrapped = runtime.accelerator.prepare_model(model)
+            self._wrapped = group.accelerator.prepare_model(model)
             if settings.runtime.gradients == "bf16":
                 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
                 self._wrapped.register_comm_hook(None, bf16_compress_hook)
             self._rehearse()
-        elif runtime.world_size > 1:
-            model.load_state_dict(runtime.broadcast(model.state_dict()))
+        elif group.world_size > 1:
+            model.load_state_dict(group.broadcast(model.state_dict()))
 
     def __call__(self, parts: list[Part], number: int, rate: float) -> Tensor:
         """Step ``number``, counted from 0, at learning rate ``rate``.
@@ -66,13 +66,13 @@ class Step:
         optimizers.set_learning_rate(self.optimizer, rate)
         graphs = self._graphs if self._graphs is not None and self._graphs.take(parts) else None
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
-        total = torch.zeros((), dtype=torch.float64, device=self.runtime.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
             if self._random:
-                piece = self.runtime.rank * len(parts) + i
+                piece = self.group.rank * len(parts) + i
                 torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout
             last = i == len(parts) - 1
-            with contextlib.nullcontext() if last else self.runtime.accelerator.no_sync(self._wrapped):
+            with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += graphs.gradient(part) if graphs else self.gradient(part)
             if self._exchange:
                 self._exchange.take(i)
@@ -88,24 +88,24 @@ class Step:
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
         images, labels = self.batches.fetch(part.rows)
-        with self.runtime.accelerator.autocast():
+        with self.group.accelerator.autocast():
             logits = self._wrapped(images)
         smoothing = self.settings.train.label_smoothing
         loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
-        ranks = self.runtime.world_size if self._wrapped is not self.model else 1
+        ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
         if self._scaled is None:
             whole.backward()
         else:
-            self.runtime.accelerator.backward(whole)
+            self.group.accelerator.backward(whole)
         return loss.detach().double()
 
     def update(self) -> None:
         """Move the weights by their gradient."""
         if self.settings.train.clip_norm is not None:
             if self._scaled is not None:
-                self.runtime.accelerator.unscale_gradients(self._scaled)
+                self.group.accelerator.unscale_gradients(self._scaled)
             optimizers.clip(self._parameters, self.settings.train.clip_norm)
         (self._scaled or self.optimizer).step()
 
@@ -117,8 +117,8 @@ class Step:
         with another one than a run that was not disturbed has long left behind.
         """
         compiled = self.settings.runtime.compile == "default"  # for one shape; for others any will do
-        count = self.settings.train.batch_size // self.runtime.world_size if compiled else 2
-        rows = torch.zeros(count, dtype=torch.int64, device=self.batches.place)
+        count = self.settings.train.batch_size // self.group.world_size if compiled else 2
+        rows = torch.zeros(count, dtype=torch.int64, device=self.batches.device)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         for _ in range(2):
             self._wrapped(self.batches.fetch(rows)[0]).sum().backward()

@@ -18,7 +18,7 @@ from job.config.settings import Config, to_dict
 from job.data.batches import Batches, Part
 from job.data.datasets import Dataset, placed
 from job.display.console import Console
-from job.distributed.group import Runtime
+from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation import predictions
 from job.models.fast import form
@@ -59,39 +59,39 @@ class Trainer:
         settings: Config,
         dataset: Dataset,
         *,
-        runtime: Runtime,
+        group: Group,
         preemption: Preemption,
         console: Console,
         directory: RunDirectory | None,
     ) -> None:
-        self.settings, self.dataset, self.runtime = settings, dataset, runtime
+        self.settings, self.dataset, self.group = settings, dataset, group
         self.preemption, self.console, self.directory = preemption, console, directory
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
-        self.parts = settings.parts(runtime.world_size)
+        self.parts = settings.parts(group.world_size)
         self.checkpoints = Checkpoints(
             directory.path / "checkpoints" if directory else None, keep=settings.checkpoint.keep, say=console.warn
         )
-        saved = runtime.guarded(self._load, on=runtime.is_rank_zero)
-        state = runtime.from_rank_zero(saved.trainer if saved else None)
+        saved = group.guarded(self._load, on=group.is_rank_zero)
+        state = group.from_rank_zero(saved.trainer if saved else None)
         weights = saved.model if saved else None
-        self.model, self.choices = form.build(settings, dataset, runtime, weights, pretrained=state is None)
-        at_hand = placed(dataset, runtime.device) if self.choices.pictures_on_device else dataset
+        self.model, self.choices = form.build(settings, dataset, group, weights, pretrained=state is None)
+        at_hand = placed(dataset, group.device) if self.choices.pictures_on_device else dataset
         self.batches = {
             name: Batches(
-                getattr(at_hand, name), settings.data, runtime.device, rank=runtime.rank, world_size=runtime.world_size
+                getattr(at_hand, name), settings.data, group.device, rank=group.rank, world_size=group.world_size
             )
             for name in ("train", "validation", "test")
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
-        self.step = Step(settings, self.model, self.batches["train"], runtime, self.choices, console.warn)
+        self.step = Step(settings, self.model, self.batches["train"], group, self.choices, console.warn)
         self.optimizer = self.step.optimizer
         self.progress = Progress()
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
-            tensors = runtime.broadcast(saved.optimizer if saved else {})
+            tensors = group.broadcast(saved.optimizer if saved else {})
             checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
-            if runtime.accelerator.scaler is not None:
-                runtime.accelerator.scaler.load_state_dict(state["scaler"])
+            if group.accelerator.scaler is not None:
+                group.accelerator.scaler.load_state_dict(state["scaler"])
         self._recent: list[Tensor] = []
         self._saved_at: int | None = self.progress.step  # where a run began is where it begins again
         self._last_save = self._last_line = time.monotonic()
@@ -152,9 +152,9 @@ class Trainer:
         The one place where training waits for the device. Raises FailedError for a loss that is not finite.
         """
         every = self.settings.checkpoint.every_seconds
-        overdue = every is not None and time.monotonic() - self._last_save >= every and self.runtime.is_rank_zero
-        message = torch.stack([*self._recent, torch.tensor(overdue, dtype=torch.float64, device=self.runtime.device)])
-        *losses, late = self.runtime.sum(message).tolist()
+        overdue = every is not None and time.monotonic() - self._last_save >= every and self.group.is_rank_zero
+        message = torch.stack([*self._recent, torch.tensor(overdue, dtype=torch.float64, device=self.group.device)])
+        *losses, late = self.group.sum(message).tolist()
         progress = self.progress
         first = progress.step - len(losses) + 1
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
@@ -219,10 +219,10 @@ class Trainer:
     def _predict(self, split: str) -> predictions.Predictions:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
-        for name, buffer in self.runtime.broadcast(dict(self.model.named_buffers())).items():
+        for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         found = predictions.predict(
-            self.model, self.batches[split], part.labels[part.indices], self.runtime, self.preemption.tick
+            self.model, self.batches[split], part.labels[part.indices], self.group, self.preemption.tick
         )
         if found is None:
             self._stop()
@@ -256,19 +256,19 @@ class Trainer:
             except FailedError as error:
                 problem = error
         if final:
-            problem = self.runtime.from_rank_zero(problem)
+            problem = self.group.from_rank_zero(problem)
         if problem is not None:
             raise problem
         self._last_save = time.monotonic()
 
     def _state(self, directory: RunDirectory) -> State:
-        scaler = self.runtime.accelerator.scaler
+        scaler = self.group.accelerator.scaler
         trainer = dataclasses.asdict(self.progress) | {
             "metrics_bytes": directory.metrics_size(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "classes": list(self.dataset.classes),
             "data": self.dataset.fingerprint,
-            "world_size": self.runtime.world_size,
+            "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }
         optimizer = checkpoint.optimizer_tensors(self.model, self.optimizer)

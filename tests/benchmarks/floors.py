@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from job.config.settings import Runtime
+from job.distributed import cores
 from job.distributed.group import start
 from job.training.exchange import SharedRows
 
@@ -151,13 +152,13 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {key: str(value) for key, value in group.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place = start(Runtime(threads=1), deterministic=True)
-    place.keep_to_own_cores()
+    group = start(Runtime(threads=1), deterministic=True)
+    cores.keep_to_own(group)
     found: dict[int, float] = {}
     # Nothing; SimpleCNN; more; VGG16, each input once.
     for count in (2, 62_006, 1_000_000, 33_638_218)[: 4 if seconds >= 1 else 3]:
-        tensor = torch.zeros(count, device=place.device)
-        shared = None if place.device.type == "cuda" else SharedRows(place, 1, count, patience=60)
+        tensor = torch.zeros(count, device=group.device)
+        shared = None if group.device.type == "cuda" else SharedRows(group, 1, count, patience=60)
         times: list[float] = []
         # A number that all processes know, so that none waits for an exchange which the others do not begin.
         enough = max(5, min(300 if seconds >= 1 else 50, int(20_000_000 / count)))
@@ -167,13 +168,13 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
                 shared.own[turn % 2].copy_(tensor)
                 shared.sum(turn % 2, out=tensor)
             else:
-                place.sum(tensor)
+                group.sum(tensor)
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
         found[tensor.nbytes] = statistics.median(times)
     if rank == 0:
         results.put(found)
-    place.close()
+    group.close()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.jobs import REPOSITORY, run_job
 
-from job.distributed import launcher
+from job.distributed import cores
 
 HERE = sorted(os.sched_getaffinity(0))
 several = pytest.mark.skipif(len(HERE) < 2, reason="needs two cores")
@@ -19,28 +19,28 @@ several = pytest.mark.skipif(len(HERE) < 2, reason="needs two cores")
 @several
 def test_processes_of_a_host_share_its_cores_out_and_leave_none() -> None:
     count = min(3, len(HERE))
-    shares = [launcher.share_of_cores([set(HERE)] * count, rank, threads=1) for rank in range(count)]
+    shares = [cores.share_of_cores([set(HERE)] * count, rank, threads=1) for rank in range(count)]
     assert sorted(core for share in shares for core in share or []) == HERE
     assert max(len(share or []) for share in shares) - min(len(share or []) for share in shares) <= 1
 
 
 @several
 def test_processes_that_somebody_bound_stay_where_they_are() -> None:
-    assert launcher.share_of_cores([{HERE[0]}, {HERE[1]}], 0, threads=1) is None
+    assert cores.share_of_cores([{HERE[0]}, {HERE[1]}], 0, threads=1) is None
 
 
 def test_processes_with_more_threads_than_their_share_has_cores_are_left_alone() -> None:
-    assert launcher.share_of_cores([set(HERE)] * 2, 0, threads=len(HERE)) is None
-    assert launcher.share_of_cores([set(HERE)] * (len(HERE) + 1), 0, threads=1) is None
+    assert cores.share_of_cores([set(HERE)] * 2, 0, threads=len(HERE)) is None
+    assert cores.share_of_cores([set(HERE)] * (len(HERE) + 1), 0, threads=1) is None
 
 
 @several
 def test_all_threads_of_a_process_keep_to_its_cores_those_that_run_already_too() -> None:
     program = f"""
 import os, threading
-from job.distributed import launcher
+from job.distributed import cores
 threading.Thread(target=threading.Event().wait, daemon=True).start()
-launcher.keep_to([{HERE[-1]}])
+cores.keep_to([{HERE[-1]}])
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(*(os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")), sep="|")
 """

@@ -36,7 +36,7 @@ from torch import nn
 from job import train
 from job.data.batches import Batches, Part
 from job.distributed import ending, launcher
-from job.distributed.group import Runtime
+from job.distributed.group import Group
 from job.evaluation import predictions as evaluation
 from job.models import registry
 from job.runs import checkpoint, files
@@ -59,7 +59,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     step, predictions = trainer.Trainer._step, Batches.evaluation
     run, write, replace = trainer.Trainer.run, files.write_file, Path.replace
-    maximum = Runtime.maximum
+    maximum = Group.maximum
 
     def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
         come_to("start")
@@ -77,7 +77,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
             handle.remove()
         return total
 
-    def injected_maximum(self: Runtime, values: list[int]) -> list[int]:
+    def injected_maximum(self: Group, values: list[int]) -> list[int]:
         result = maximum(self, values)
         come_to("agreement")
         return result
@@ -100,7 +100,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     trainer.Trainer.run = injected_run  # type: ignore[method-assign]
     trainer.Trainer._step = injected_step  # type: ignore[method-assign]
-    Runtime.maximum = injected_maximum  # type: ignore[method-assign]
+    Group.maximum = injected_maximum  # type: ignore[method-assign]
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
     files.write_file = injected_write

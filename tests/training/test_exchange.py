@@ -50,8 +50,8 @@ def summed(rank: int, ranks: int, port: int, folder: str) -> None:
     """What one rank does."""
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"})
-    place = start(Runtime(device="cpu", threads=1), deterministic=True)
-    rows = SharedRows(place, 2, 1000, patience=60)
+    group = start(Runtime(device="cpu", threads=1), deterministic=True)
+    rows = SharedRows(group, 2, 1000, patience=60)
     sums = []
     for turn in range(20):
         rows.own[turn % 2].copy_(addend(rank, turn))
@@ -59,7 +59,7 @@ def summed(rank: int, ranks: int, port: int, folder: str) -> None:
         rows.sum(turn % 2, out=total)
         sums.append(total)
     torch.save(sums, Path(folder, f"{rank}.pt"))
-    place.close()
+    group.close()
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

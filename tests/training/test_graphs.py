@@ -12,7 +12,7 @@ from torch import nn
 from job.config.settings import Config, Data, Model, Optimizer, Runtime, Train
 from job.data.batches import Batches
 from job.data.datasets import Dataset, Split
-from job.distributed.group import Runtime as Place
+from job.distributed.group import Group
 from job.training import choices
 from job.training.step import Step
 
@@ -30,7 +30,7 @@ def network() -> nn.Module:
 
 def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Tensor], list[float]]:
     """Train for more than an epoch, whose last batch is smaller."""
-    place = Place(
+    group = Group(
         accelerator=Accelerator(cpu=DEVICE.type == "cpu"),
         device=DEVICE,
         rank=0,
@@ -51,7 +51,7 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
     if graphs and settings.train.gradient_accumulation > 1:
         chosen = dataclasses.replace(chosen, exchange="flat")
     said: list[str] = []
-    step, losses = Step(settings, model, batches, place, chosen, said.append), []
+    step, losses = Step(settings, model, batches, group, chosen, said.append), []
     for epoch in (1, 2):
         for parts in batches.training(
             seed=1, epoch=epoch, start=0, batch_size=BATCH, parts=settings.train.gradient_accumulation

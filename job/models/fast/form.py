@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.datasets import Dataset
-from job.distributed.group import Runtime
+from job.distributed.group import Group
 from job.models import registry
 from job.models.fast import collapse as vgg
 from job.models.fast import convolutions, dropout
@@ -19,7 +19,7 @@ from job.training.choices import Choices, choose
 
 
 def build(
-    settings: Config, dataset: Dataset, runtime: Runtime, saved: dict[str, Tensor] | None, *, pretrained: bool
+    settings: Config, dataset: Dataset, group: Group, saved: dict[str, Tensor] | None, *, pretrained: bool
 ) -> tuple[nn.Module, Choices]:
     """The network on this rank's device, and what was chosen for it.
 
@@ -28,11 +28,11 @@ def build(
     """
     model = _own(settings, dataset)
     if pretrained:
-        runtime.guarded(
-            lambda: registry.pretrained(settings.model, model, download=settings.data.download), on=runtime.is_rank_zero
+        group.guarded(
+            lambda: registry.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
         )
-    one_host = runtime.local_world_size == runtime.world_size
-    choices = choose(settings, model, dataset, runtime.device, runtime.world_size, one_host=one_host)
+    one_host = group.local_world_size == group.world_size
+    choices = choose(settings, model, dataset, group.device, group.world_size, one_host=one_host)
     if choices.collapsed:
         vgg.collapse(model, features_once=settings.model.features_once)
     else:
@@ -47,7 +47,7 @@ def build(
         dropout.use(model)
     if saved is not None:
         registry.load_state_dict(model, saved, name="the checkpoint's weights")
-    model.to(runtime.device).to(memory_format=torch.channels_last)
+    model.to(group.device).to(memory_format=torch.channels_last)
     if settings.runtime.compile == "default":
         model.compile()
     return model, choices
