@@ -124,15 +124,17 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
 
     def build() -> str:
         nonlocal model
-        from job.models import registry
-        from job.models.fast import collapse as vgg
+        from job.models import registry, weights
+        from job.models.fast import collapse
 
         classes, size = (len(dataset.classes), dataset.train.images.shape[-1]) if dataset else (10, 32)
         model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-        registry.pretrained(settings.model, model, download=False)
+        weights.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
-        if vgg.collapses(settings, model, size):
-            vgg.collapse(model, features_once=settings.model.features_once)  # what is trained, and kept in checkpoints
+        if collapse.collapses(settings, model, size):
+            collapse.collapse(
+                model, features_once=settings.model.features_once
+            )
         return f"{settings.model.name}, {registry.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]

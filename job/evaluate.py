@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from job.config import command_line
 from job.config.errors import UserError
-from job.config.settings import Config
 from job.distributed import ending
 from job.distributed.group import start
+from job.runs import restored
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 SPLITS = ("test", "validation", "train")
 
@@ -32,7 +32,7 @@ SPLITS = ("test", "validation", "train")
 def main(argv: list[str]) -> int:
     """Evaluate one split and show it; returns the exit status."""
     options, rest = command_line.take_options(argv, "run", "split")
-    settings, run = of_run(options["run"], rest, __doc__ or "")
+    settings, run = restored.of_run(options["run"], rest, __doc__ or "")
     split = options["split"] or "test"
     if split not in SPLITS:
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> int:
     from job.data import datasets
     from job.data.batches import Batches
     from job.display.console import Console
-    from job.evaluation import predictions as evaluation
+    from job.evaluation import metrics
+    from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
     group.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=group.local_rank == 0)
@@ -50,65 +51,19 @@ def main(argv: list[str]) -> int:
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
-    found = group.guarded(lambda: restore(run, settings, dataset.classes), on=group.is_rank_zero)
+    found = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
     source = group.from_rank_zero(found[1] if found else "")
-    model = found[0] if found else build(settings, dataset.classes)
+    model = found[0] if found else restored.build(settings, dataset.classes)
     model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
-    predictions = evaluation.predict(model, batches, part.labels[part.indices], group)
+    predictions = predict(model, batches, part.labels[part.indices], group)
     assert predictions is not None
-    result = evaluation.report(
-        predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source
-    )
+    result = metrics.report(predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source)
     console.result(result)
     group.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=group.is_rank_zero)
     console.say(f"wrote {run / f'evaluation-{split}.json'}")
     group.close()
     return 0
-
-
-def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, Path]:
-    """The settings of the run directory ``run``, those in ``argv`` winning over them, and its path.
-
-    Raises UserError when there is no run there.
-    """
-    if run is None and "--help" not in argv and "-h" not in argv:
-        raise UserError("--run is missing", "name a run directory, such as --run runs/simple_cnn-20260101-120000")
-    file = Path(run or "") / "config.yaml"
-    if run is not None and not file.is_file():
-        raise UserError(f"--run {run} is no run directory", f"there is no {file}")
-    settings = command_line.parse([f"--config={file}", *argv] if run else argv, description=description)
-    return settings, Path(run or "")
-
-
-def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.Module, str]:
-    """The run's network with its final weights, or with those of its newest whole checkpoint, and where they lay.
-
-    Raises UserError when there are no weights yet, or when they are of other classes.
-    """
-    from job.models import registry
-    from job.models.fast import collapse
-    from job.runs import checkpoint
-
-    path = run / "model.safetensors"
-    if path.is_file():
-        state, source = registry.read_state_dict(path), path.name
-    else:
-        saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
-        if saved is None:
-            raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-        state, source = collapse.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
-    model = build(settings, classes)
-    registry.load_state_dict(model, state, name=f"weights of {run}")
-    return model, source
-
-
-def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
-    """The run's network with weights yet to be loaded."""
-    from job.models import registry
-
-    size = settings.data.image_size
-    return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.data import decoding
 from job.data.decoding import Encoded
-from job.distributed import ending as failures
+from job.distributed import ending
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -53,11 +53,11 @@ def main(argv: list[str]) -> int:
         raise UserError("--batch and --top", "must be 1 or more")
     names = list(expand(options.pictures))
 
-    from job.runs import export as deploy
+    from job.runs import export
 
-    model, group = deploy.restored(options.run)
+    model, group = export.restored(options.run)
     if options.export is not None:
-        for path in deploy.export(model, options.export):
+        for path in export.export(model, options.export):
             print(f"wrote {path}", file=sys.stderr)
     width = min(max((len(name) for name in names), default=0), 60)
     unread = 0
@@ -137,4 +137,4 @@ def _line(name: str, probabilities: dict[str, float], top: int, width: int) -> s
 
 
 if __name__ == "__main__":
-    failures.entry(main)
+    ending.entry(main)

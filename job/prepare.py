@@ -22,18 +22,18 @@ def main(argv: list[str]) -> int:
 
     from job.data import datasets
     from job.display.console import Console
-    from job.models import registry
+    from job.models import registry, weights
 
     console = Console()
     datasets.prepare(settings.data, console.progress, console.say)
     dataset = datasets.load(settings.data, settings.train.seed)
     counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test"))
     console.say(f"{dataset.name}: {counts} images, {len(dataset.classes)} classes, verified")
-    path = registry.fetch_weights(settings.model, download=settings.data.download)
+    path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:
         size = dataset.train.images.shape[-1]
         model = registry.build(settings.model, classes=len(dataset.classes), image_size=size, seed=settings.train.seed)
-        registry.pretrained(settings.model, model, download=False)
+        weights.pretrained(settings.model, model, download=False)
         console.say(f"weights {path}: fit {settings.model.name}")
     console.say("ready: training needs no network now")
     return 0

@@ -47,9 +47,9 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Prepare, train, test, report; returns the exit status."""
     if "--check" in argv:
-        from job import check as preflight
+        from job import check
 
-        return preflight.main([word for word in argv if word != "--check"])
+        return check.main([word for word in argv if word != "--check"])
     preemption = Preemption()  # before torch is imported: a signal may come in the first second
     launcher.die_with_launcher()
     settings = command_line.parse(argv, description=__doc__ or "")
@@ -144,19 +144,18 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 
 
 def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
-    from job.evaluation import predictions as evaluation
-    from job.evaluation import samples
+    from job.evaluation import metrics, samples
     from job.models import registry
-    from job.runs import checkpoint
+    from job.runs import files
 
     dataset = trainer.dataset
-    checkpoint.save_weights(directory.path / "model.safetensors", trainer.final_weights())
-    checkpoint.save_weights(
+    files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
+    files.save_weights(
         directory.path / "predictions.safetensors",
         {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
     )
     samples.keep(directory.path, dataset.test, predictions)
-    result = evaluation.report(
+    result = metrics.report(
         predictions,
         dataset.classes,
         split="test",

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.config.settings import Data
-from job.data import archives, cifar10, folder, shapes10
-from job.data import cache as decoded
+from job.data import archives, cache, cifar10, folder, shapes10
 from job.data.cache import Contents, Log, Progress, Stored, silent
 
 
@@ -115,16 +114,16 @@ def _stored(data: Data, progress: Progress, log: Log) -> Stored:
     root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
         case "shapes10":
-            places = decoded.places(None, data.cache)
+            places = cache.places(None, data.cache)
             name = f"shapes10-{shapes10.VERSION}"
             build = partial(shapes10.decode, progress=progress)
         case "cifar10":
-            places = decoded.places(root, data.cache)
+            places = cache.places(root, data.cache)
             published = cifar10.PUBLISHED
             name = f"cifar10-{published.sha256[:16]}"
             build = partial(cifar10.decode, root, data.download, progress=progress, log=log, published=published)
         case "folder":
-            places = decoded.places(root.parent, data.cache)
+            places = cache.places(root.parent, data.cache)
             content = _content_digest(root, places, progress, log)
             options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
             name = f"{root.name[:64]}-{content[:16]}-{options}"
@@ -136,7 +135,7 @@ def _stored(data: Data, progress: Progress, log: Log) -> Stored:
                 return contents
 
             build = decode_folder
-    return decoded.obtain(places, name, build, log)
+    return cache.obtain(places, name, build, log)
 
 
 def _content_digest(root: Path, places: list[Path], progress: Progress, log: Log) -> str:
@@ -144,4 +143,4 @@ def _content_digest(root: Path, places: list[Path], progress: Progress, log: Log
         raise UserError(f"data.root={root} does not exist or cannot be reached", folder.LAYOUT)
     if archives.kind(root) == "folder":
         return archives.listing_digest(root)
-    return decoded.digest(root, places, progress, log)
+    return cache.digest(root, places, progress, log)

@@ -38,7 +38,7 @@ def keep(run: Path, split: Split, predictions: Predictions) -> None:
     import torch
     from torch.nn import functional as F
 
-    from job.runs.checkpoint import save_weights
+    from job.runs.files import save_weights
 
     wrong = (predictions.predicted != predictions.labels).nonzero().flatten()
     worst = wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]

@@ -33,16 +33,6 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
 _NAME = re.compile(r"step-(\d{8,})")
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 @dataclass
@@ -88,7 +78,7 @@ class Checkpoints:
         if self._directory is None or (self._writer is not None and self._writer.is_alive()):
             return False
         begin = time.monotonic()
-        copy = State(_to_host(state.model), _to_host(state.optimizer), state.trainer)
+        copy = State(files.to_host(state.model), files.to_host(state.optimizer), state.trainer)
         self._error = None  # whatever became of the save before this one, it matters no more
         self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
         self._writer.start()
@@ -189,7 +179,7 @@ def write(directory: Path, state: State) -> Path:
     try:
         written = {}
         for name, tensors in (("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)):
-            written[name] = _write_safetensors(temporary / name, tensors)
+            written[name] = files.write_safetensors(temporary / name, tensors)
             reached(name)
         text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
         written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
@@ -241,18 +231,6 @@ def read(path: Path) -> State:
     return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write one safetensors file, whole or not at all."""
-    temporary = files.beside(path)
-    try:
-        _write_safetensors(temporary, _to_host(tensors))
-        temporary.replace(path)
-        files.flush_directory(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state, ``<parameter name>/<key>`` to tensor."""
     names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -295,29 +273,3 @@ def _take_away(final: Path) -> bool:
         final.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
         return True
-
-
-def _to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.empty_like(t, device="cpu").copy_(t.detach()) for name, t in tensors.items()}
-
-
-def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """One pass that writes and hashes, holding no second copy and, unlike the library's writer, no interpreter lock.
-
-    Format: https://github.com/huggingface/safetensors#format
-    """
-    header: dict[str, Any] = {}
-    contents, offset = [], 0
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy()
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        contents.append(memoryview(data))  # type: ignore[arg-type]
-        offset += len(data)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
-    return files.write_file(path, [len(text).to_bytes(8, "little"), text, *contents])

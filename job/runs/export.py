@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from job import evaluate
 from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.batches import normalisation
 from job.distributed.group import Group, start
-from job.models import registry
-from job.runs import checkpoint, files
-from job.runs.reader import read_json
+from job.models import weights
+from job.runs import files
+from job.runs.restored import class_names, of_run, restore
 
 LARGEST_DIFFERENCE = 1e-4
 """between logits of the exported program and the network's, relative to the largest logit: rounding, no more"""
@@ -48,12 +47,12 @@ class Classifier(nn.Module):
 
 def restored(run: Path) -> tuple[Classifier, Group]:
     """The classifier of a run directory on this machine's device. Raises UserError when it has no weights yet."""
-    settings, _ = evaluate.of_run(str(run), [], "")
+    settings, _ = of_run(str(run), [], "")
     group = start(settings.runtime, deterministic=False)
     if group.world_size > 1:
         raise UserError(f"{group.world_size} processes", "start this command with python, as one process")
-    classes = _classes(run)
-    network, _ = evaluate.restore(run, settings, classes)
+    classes = class_names(run)
+    network, _ = restore(run, settings, classes)
     return Classifier(network, settings, classes).to(group.device), group
 
 
@@ -79,7 +78,7 @@ def export(model: Classifier, into: Path) -> list[Path]:
     paths = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
     try:
         into.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_weights(paths[0], model.network.state_dict())
+        files.save_weights(paths[0], model.network.state_dict())
         files.write_whole(paths[1], json.dumps(about, indent=1) + "\n")
         dynamic = {"pixels": {0: torch.export.Dim("pictures", min=1)}}
         torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), paths[2])
@@ -89,10 +88,10 @@ def export(model: Classifier, into: Path) -> list[Path]:
     return paths
 
 
-def _check(model: Classifier, weights: Path, about: Path, program: Path) -> None:
+def _check(model: Classifier, saved: Path, about: Path, program: Path) -> None:
     """Read the exported files back and compare, on random pictures in batches of other sizes than the example's."""
-    if registry.digest(registry.read_state_dict(weights)) != registry.digest(model.network.state_dict()):
-        raise UserError(f"{weights} does not hold the weights that were written", "is the disk sound?")
+    if weights.digest(weights.read(saved)) != weights.digest(model.network.state_dict()):
+        raise UserError(f"{saved} does not hold the weights that were written", "is the disk sound?")
     loaded = torch.export.load(program).module()
     for count in (1, 7):
         pixels = torch.randint(0, 256, (count, 3, model.size, model.size), dtype=torch.uint8)
@@ -101,13 +100,3 @@ def _check(model: Classifier, weights: Path, about: Path, program: Path) -> None
         difference = float((expected - found).abs().max() / expected.abs().max())
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(f"{program} gives other logits than the model (by {difference:.1e})", "do not use it")
-
-
-def _classes(run: Path) -> tuple[str, ...]:
-    result = read_json(run / "evaluation.json")
-    if result:
-        return tuple(row["name"] for row in result["classes"])
-    saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
-    if saved is None:
-        raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-    return tuple(saved.trainer["classes"])

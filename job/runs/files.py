@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -60,3 +75,46 @@ def beside(path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     return temporary
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file, whole or not at all."""
+    temporary = beside(path)
+    try:
+        write_safetensors(temporary, to_host(tensors))
+        temporary.replace(path)
+        flush_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU."""
+    import torch
+
+    return {name: torch.empty_like(t, device="cpu").copy_(t.detach()) for name, t in tensors.items()}
+
+
+def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """One pass that writes and hashes, holding no second copy and, unlike the library's writer, no interpreter lock.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    import torch
+
+    header: dict[str, Any] = {}
+    contents, offset = [], 0
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        data = tensor.reshape(-1).view(torch.uint8).numpy()
+        header[name] = {
+            "dtype": _DTYPES[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + len(data)],
+        }
+        contents.append(memoryview(data))  # type: ignore[arg-type]
+        offset += len(data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
+    return write_file(path, [len(text).to_bytes(8, "little"), text, *contents])

@@ -21,6 +21,7 @@ from job.display.console import Console
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation import predictions
+from job.evaluation.metrics import class_accuracy
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
@@ -204,7 +205,7 @@ class Trainer:
         if len(self.dataset.validation):
             found = self._predict("validation")
             record |= {"loss": _finite(found.loss), "accuracy": found.accuracy}
-            record["class_accuracy"] = found.class_accuracy(len(self.dataset.classes))
+            record["class_accuracy"] = class_accuracy(found, len(self.dataset.classes))
             line += f"  validation loss {found.loss:.4f}  accuracy {found.accuracy:.2%}"
             if progress.best is None or found.accuracy > progress.best["accuracy"]:
                 progress.best = dict(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.jobs import run_job
 
-from job import check as preflight
+from job import check
 from job.check import Check, Shape
 from job.config.errors import UserError
 from job.config.settings import Checkpoint, Config, Data, Model, Optimizer, Run, Train
@@ -55,7 +55,7 @@ def test_a_wrong_key_is_the_same_error_as_without_check() -> None:
 
 def test_a_directory_that_cannot_be_written_is_a_problem(cache: Path, tmp_path: Path) -> None:
     found = by_name(
-        preflight.preflight(
+        check.preflight(
             settings(tmp_path, cache, run=Run(dir="/proc/nowhere")), Shape(nodes=1, processes=1, gpus=0), "simple_cnn"
         )
     )
@@ -97,5 +97,5 @@ def test_a_job_that_could_not_keep_two_checkpoints_does_not_start(
 
 
 def test_the_warning_that_a_script_asks_for_is_read_from_it() -> None:
-    assert preflight.signal_lead(ROOT / "slurm" / "vgg16.sh") == 180
-    assert preflight.signal_lead(ROOT / "slurm" / "none.sh") is None
+    assert check.signal_lead(ROOT / "slurm" / "vgg16.sh") == 180
+    assert check.signal_lead(ROOT / "slurm" / "none.sh") is None

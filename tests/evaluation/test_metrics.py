@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from job.evaluation import predictions as evaluation
-from job.evaluation.predictions import Predictions, wilson_interval
+from job.evaluation import metrics
+from job.evaluation.metrics import wilson_interval
+from job.evaluation.predictions import Predictions
 
 CLASSES = ("cat", "dog", "empty")
 
@@ -21,7 +22,7 @@ def predictions() -> Predictions:
 
 
 def test_the_report_counts_what_a_person_would_count() -> None:
-    result = evaluation.report(predictions(), CLASSES, split="test", world_size=1)
+    result = metrics.report(predictions(), CLASSES, split="test", world_size=1)
     assert result["confusion_matrix"] == [[2, 2, 0], [1, 1, 0], [0, 0, 0]]
     assert result["images"] == 6
     assert result["accuracy"] == 0.5

@@ -178,7 +178,7 @@ def test_a_left_over_of_a_process_with_the_same_number_is_no_obstacle(tmp_path) 
     for name in ("status.json", "model.safetensors"):
         (tmp_path / f".{name}.{os.getpid()}").write_text("left over by a container's process 1")
     files.write_whole(tmp_path / "status.json", "{}")
-    checkpoint.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
+    files.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
     (tmp_path / f".tmp-step-00000040-{os.getpid()}").mkdir()
     checkpoint.write(tmp_path, state(40))
     assert checkpoints_in(tmp_path) == ["model.safetensors", "status.json", "step-00000040"]
@@ -254,7 +254,7 @@ def test_files_and_directories_get_the_rights_that_the_umask_leaves(tmp_path) ->
     try:
         final = checkpoint.write(tmp_path, state(1))
         files.write_whole(tmp_path / "status.json", "{}")
-        checkpoint.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
+        files.save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(3)})
     finally:
         os.umask(before)
     paths = [final / name for name in EVERY_FILE] + [tmp_path / "status.json", tmp_path / "model.safetensors"]

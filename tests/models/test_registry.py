@@ -11,7 +11,7 @@ from torch import nn
 
 from job.config.errors import UserError
 from job.config.settings import Model
-from job.models import registry
+from job.models import registry, weights
 
 
 def build(name: str = "simple_cnn", classes: int = 10, seed: int = 42) -> nn.Module:
@@ -32,12 +32,12 @@ def test_simple_cnn_is_the_tutorial_network() -> None:
 
 def test_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first = registry.digest(build().state_dict())
+    first = weights.digest(build().state_dict())
     torch.manual_seed(2)
     state = torch.random.get_rng_state()
-    assert registry.digest(build().state_dict()) == first
+    assert weights.digest(build().state_dict()) == first
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert registry.digest(build(seed=43).state_dict()) != first
+    assert weights.digest(build(seed=43).state_dict()) != first
 
 
 def test_vgg16_takes_imagenet_weights_from_torch_hubs_cache_and_a_new_last_layer(
@@ -53,7 +53,7 @@ def test_vgg16_takes_imagenet_weights_from_torch_hubs_cache_and_a_new_last_layer
     ours = registry.build(settings, classes=10, image_size=32, seed=42)
     assert registry.count_parameters(ours) == 134_301_514
     head = {key: value.clone() for key, value in ours.state_dict().items() if key.startswith("classifier.6")}
-    registry.pretrained(settings, ours, download=False)
+    weights.pretrained(settings, ours, download=False)
     for key, value in ours.state_dict().items():
         assert torch.equal(value, head[key] if key in head else theirs[key]), key
 
@@ -64,10 +64,10 @@ def test_absent_imagenet_weights_are_an_error_that_says_what_to_do(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     settings = Model(name="vgg16", weights="imagenet")
     with pytest.raises(UserError, match=r"job/prepare\.py.*or put https://.*vgg16-397923af\.pth at"):
-        registry.fetch_weights(settings, download=False)
+        weights.fetch(settings, download=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there: a machine without a network
     with pytest.raises(UserError, match=r"cannot be downloaded .*job/prepare\.py"):
-        registry.fetch_weights(settings, download=True)
+        weights.fetch(settings, download=True)
     assert not list((tmp_path / "hub" / "checkpoints").glob("*"))
 
 
@@ -80,8 +80,8 @@ def test_weights_come_from_a_state_dict_in_either_format(suffix: str, tmp_path: 
     else:
         save_file(state, path)
     model = build(seed=2)
-    registry.pretrained(Model(weights=str(path)), model, download=False)
-    assert registry.digest(model.state_dict()) == registry.digest(state)
+    weights.pretrained(Model(weights=str(path)), model, download=False)
+    assert weights.digest(model.state_dict()) == weights.digest(state)
 
 
 def test_weights_of_another_number_of_classes_keep_all_but_the_last_layer(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_weights_of_another_number_of_classes_keep_all_but_the_last_layer(tmp_pa
     torch.save(build(classes=7, seed=1).state_dict(), path)
     model = build(seed=2)
     before = model.state_dict()["fc3.weight"].clone()
-    registry.pretrained(Model(weights=str(path)), model, download=False)
+    weights.pretrained(Model(weights=str(path)), model, download=False)
     assert torch.equal(model.state_dict()["fc3.weight"], before)
     assert torch.equal(model.state_dict()["conv1.weight"], torch.load(path)["conv1.weight"])  # noqa: TID251
 
@@ -118,12 +118,12 @@ def test_weights_that_do_not_fit_are_one_clear_error(
         torch.save(build().state_dict(), path)
         path.write_bytes(path.read_bytes()[:1000])
     model = build()
-    before = registry.digest(model.state_dict())
+    before = weights.digest(model.state_dict())
     with pytest.raises(UserError) as caught:
-        registry.pretrained(Model(weights=str(path)), model, download=False)
+        weights.pretrained(Model(weights=str(path)), model, download=False)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
-    assert registry.digest(model.state_dict()) == before
+    assert weights.digest(model.state_dict()) == before
     assert not (tmp_path / "canary").exists()
 
 

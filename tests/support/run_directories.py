@@ -11,10 +11,9 @@ import torch
 
 from job.config.settings import Config, Data, Model, Train, to_yaml
 from job.data.datasets import Split
-from job.evaluation import predictions as evaluation
-from job.evaluation import samples
+from job.evaluation import metrics, samples
 from job.evaluation.predictions import Predictions
-from job.runs import checkpoint
+from job.runs import files
 
 
 def write(
@@ -82,9 +81,9 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     pictures = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8).permute(0, 3, 1, 2)
     samples.keep(path, Split(pictures, labels, torch.arange(images)), predictions)
     tensors = {"predicted": predicted, "confidence": confidence, "labels": labels}
-    checkpoint.save_weights(path / "predictions.safetensors", tensors)
+    files.save_weights(path / "predictions.safetensors", tensors)
     best = {"epoch": epochs, "accuracy": skill}
-    result = evaluation.report(
+    result = metrics.report(
         predictions, classes, split="test", epochs=epochs, best_validation=best, parameters=1234, data=data
     )
     (path / "evaluation.json").write_text(json.dumps(result))

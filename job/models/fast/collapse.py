@@ -72,32 +72,6 @@ def expanded(state: dict[str, Tensor], before: Tensor | None = None, kept: float
     return state | {LAYER: blocks.reshape(len(total), -1)}
 
 
-class MatrixPool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as one matrix product, whose gradient is the same each time.
-
-    CUDA's own adds in whatever order threads come, and refuses to where only deterministic kernels are allowed.
-    """
-
-    def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
-        super().__init__()
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, c, h, w] to [b, c, *output_size]."""
-        b, c, h, w = x.shape
-        with torch.no_grad():
-            weights = self.pool(torch.eye(h * w, dtype=x.dtype, device=x.device).view(h * w, 1, h, w))
-        pooled: Tensor = x.flatten(2) @ weights.flatten(1)
-        return pooled.view(b, c, *weights.shape[2:])
-
-
-def use_matrix_pool(model: nn.Module) -> None:
-    """Put a ``MatrixPool`` in the place of VGG's last pool."""
-    pool = getattr(model, "avgpool", None)
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        model.set_submodule("avgpool", MatrixPool(pool))
-
-
 def _blocks(weight: Tensor) -> Tensor:
     """[out, 512 * 49] as [out, 512, 49]: channels come first when a feature map is flattened."""
     return weight.view(len(weight), -1, COPIES)

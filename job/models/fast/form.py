@@ -11,9 +11,8 @@ from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.datasets import Dataset
 from job.distributed.group import Group
-from job.models import registry
-from job.models.fast import collapse as vgg
-from job.models.fast import convolutions, dropout
+from job.models import registry, vgg, weights
+from job.models.fast import collapse, convolutions, dropout
 from job.training import optimizers
 from job.training.choices import Choices, choose
 
@@ -29,24 +28,24 @@ def build(
     model = _own(settings, dataset)
     if pretrained:
         group.guarded(
-            lambda: registry.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
+            lambda: weights.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
         )
     one_host = group.local_world_size == group.world_size
     choices = choose(settings, model, dataset, group.device, group.world_size, one_host=one_host)
     if choices.collapsed:
-        vgg.collapse(model, features_once=settings.model.features_once)
+        collapse.collapse(model, features_once=settings.model.features_once)
     else:
         vgg.use_matrix_pool(model)
-    vgg.pool_first(model)
+    collapse.pool_first(model)
     if choices.few_channels:
         convolutions.use(model, "conv1", convolutions.FilledConv2d).pairs = choices.pairs
         convolutions.use(model, "conv2", convolutions.BackwardConv2d)
     if choices.small_convolutions:
-        vgg.use_small_convolutions(model, choices.small_convolutions)
+        collapse.use_small_convolutions(model, choices.small_convolutions)
     if choices.dropout:
         dropout.use(model)
     if saved is not None:
-        registry.load_state_dict(model, saved, name="the checkpoint's weights")
+        weights.load(model, saved, name="the checkpoint's weights")
     model.to(group.device).to(memory_format=torch.channels_last)
     if settings.runtime.compile == "default":
         model.compile()
@@ -70,12 +69,12 @@ def own_weights(
     # The parts still differ by what they did before training. That is computed anew, and not carried along.
     before = _own(settings, dataset)
     try:
-        registry.pretrained(settings.model, before, download=False)
+        weights.pretrained(settings.model, before, download=False)
     except UserError as error:
-        warn(f"the first weights are gone ({error}): the 49 parts of {vgg.LAYER} are saved as equals")
-        return vgg.expanded(state)
+        warn(f"the first weights are gone ({error}): the 49 parts of {collapse.LAYER} are saved as equals")
+        return collapse.expanded(state)
     left = optimizers.left_of_decay(settings, steps, steps_per_epoch)
-    return vgg.expanded(state, before.state_dict()[vgg.LAYER], left)
+    return collapse.expanded(state, before.state_dict()[collapse.LAYER], left)
 
 
 def _own(settings: Config, dataset: Dataset) -> nn.Module:

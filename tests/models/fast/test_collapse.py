@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from job.config.errors import UserError
 from job.config.settings import Config, Data, Model, Optimizer, Schedule, Train
-from job.models import registry
-from job.models.fast import collapse as vgg
+from job.models import registry, vgg, weights
+from job.models.fast import collapse
 from job.training import optimizers
 
 STEPS = 6
@@ -73,33 +73,33 @@ def test_training_the_sum_of_the_49_parts_is_training_each_of_them(
 ) -> None:
     torch.manual_seed(0)
     whole = Small().double()
-    before = whole.state_dict()[vgg.LAYER].clone()
+    before = whole.state_dict()[collapse.LAYER].clone()
     small = copy.deepcopy(whole)
     config = settings(optimizer, clip_norm)
-    assert vgg.collapses(config, small, 32)
-    vgg.collapse(small)
+    assert collapse.collapses(config, small, 32)
+    collapse.collapse(small)
     assert registry.count_parameters(small) == registry.count_parameters(whole)
     expected, found = trained(whole, config), trained(small, config)
     assert max(expected) - min(expected) > 1e-3  # they did learn
     assert found == pytest.approx(expected, rel=1e-11)
     left = optimizers.left_of_decay(config, STEPS, STEPS)
-    for key, value in vgg.expanded(small.state_dict(), before, left).items():
+    for key, value in collapse.expanded(small.state_dict(), before, left).items():
         assert torch.allclose(value, whole.state_dict()[key], rtol=0, atol=1e-12), key
 
 
 def test_a_collapsed_network_is_handed_back_in_torchvisions_layout_with_the_same_logits() -> None:
     model = registry.build(Model(name="vgg16"), classes=10, image_size=32, seed=1).eval()
     theirs = copy.deepcopy(model)
-    before = model.state_dict()[vgg.LAYER].clone()
-    vgg.collapse(model)
+    before = model.state_dict()[collapse.LAYER].clone()
+    collapse.collapse(model)
     assert sum(p.numel() for p in model.parameters()) == 33_638_218
     with torch.no_grad():
-        weight = model.get_parameter(vgg.LAYER)
+        weight = model.get_parameter(collapse.LAYER)
         weight += 1e-2 * torch.randn_like(weight)
     images = torch.randn(4, 3, 32, 32)
-    for state in (vgg.expanded(model.state_dict(), before), vgg.expanded(model.state_dict())):
+    for state in (collapse.expanded(model.state_dict(), before), collapse.expanded(model.state_dict())):
         assert sum(t.numel() for t in state.values()) == 134_301_514
-        registry.load_state_dict(theirs, state, name="weights")
+        weights.load(theirs, state, name="weights")
         with torch.inference_mode():
             assert torch.allclose(
                 theirs(images), model(images), rtol=1e-3, atol=1e-4 * float(model(images).abs().max())
@@ -117,16 +117,16 @@ def test_features_once_trains_the_network_whose_first_layer_takes_512_features()
     plain.classifier[0], plain.avgpool = first, nn.Identity()
     config = settings(Optimizer(name="adam", learning_rate=1e-3, weight_decay=0.1), clip_norm=0.5)
     config = dataclasses.replace(config, model=Model(name="vgg16", features_once=True))
-    assert vgg.collapses(config, whole, 32)
-    vgg.collapse(whole, features_once=True)
+    assert collapse.collapses(config, whole, 32)
+    collapse.collapse(whole, features_once=True)
     assert trained(whole, config) == pytest.approx(trained(plain, config), rel=1e-12)
-    assert vgg.expanded(whole.state_dict())[vgg.LAYER].shape == (6, 512 * 49)
+    assert collapse.expanded(whole.state_dict())[collapse.LAYER].shape == (6, 512 * 49)
 
 
 def test_features_once_where_they_are_not_repeated_is_refused() -> None:
     once = Config(model=Model(name="vgg16", features_once=True))
     with pytest.raises(UserError, match=r"features_once=true at 64 pixels: .*use data.image_size 32"):
-        vgg.collapses(once, Small(), 64)
+        collapse.collapses(once, Small(), 64)
     with pytest.raises(UserError, match="features_once"):
         Config(model=Model(name="simple_cnn", features_once=True))
 
@@ -134,9 +134,9 @@ def test_features_once_where_they_are_not_repeated_is_refused() -> None:
 def test_where_the_49_parts_would_part_they_are_left_alone() -> None:
     model = Small()
     penalised = settings(Optimizer(name="adam", weight_decay=1e-4))
-    assert not vgg.collapses(penalised, model, 32)
-    assert not vgg.collapses(settings(Optimizer()), model, 64)  # 2 x 2 pixels behind the last pool
-    assert not vgg.collapses(Config(data=Data()), registry.SimpleCNN(10), 32)
+    assert not collapse.collapses(penalised, model, 32)
+    assert not collapse.collapses(settings(Optimizer()), model, 64)  # 2 x 2 pixels behind the last pool
+    assert not collapse.collapses(Config(data=Data()), registry.SimpleCNN(10), 32)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
@@ -151,7 +151,7 @@ def test_a_pool_before_its_relu_gives_the_same_bits_and_gradients() -> None:
     torch.manual_seed(0)
     behind = nn.Sequential(*registry.BUILDERS["vgg16"](10).features[2:10])  # convolution, ReLU, pool; twice
     before = copy.deepcopy(behind)
-    vgg.pool_first(before)
+    collapse.pool_first(before)
     assert [type(layer).__name__ for layer in before[:3]] == ["Conv2d", "MaxPool2d", "ReLU"]
     assert list(before.state_dict()) == list(behind.state_dict())
     images = torch.randn(4, 64, 16, 16).to(memory_format=torch.channels_last)

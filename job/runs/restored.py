@@ -1,0 +1,71 @@
+"""A run's network with its weights, and what belongs to it. torch waits until a network is wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from job.config import command_line
+from job.config.errors import UserError
+from job.config.settings import Config
+from job.runs.reader import read_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, Path]:
+    """The settings of the run directory ``run``, those in ``argv`` winning over them, and its path.
+
+    Raises UserError when there is no run there.
+    """
+    if run is None and "--help" not in argv and "-h" not in argv:
+        raise UserError("--run is missing", "name a run directory, such as --run runs/simple_cnn-20260101-120000")
+    file = Path(run or "") / "config.yaml"
+    if run is not None and not file.is_file():
+        raise UserError(f"--run {run} is no run directory", f"there is no {file}")
+    settings = command_line.parse([f"--config={file}", *argv] if run else argv, description=description)
+    return settings, Path(run or "")
+
+
+def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.Module, str]:
+    """The run's network with its final weights, or with those of its newest whole checkpoint, and where they lay.
+
+    Raises UserError when there are no weights yet, or when they are of other classes.
+    """
+    from job.models import weights
+    from job.models.fast import collapse
+    from job.runs import checkpoint
+
+    path = run / "model.safetensors"
+    if path.is_file():
+        state, source = weights.read(path), path.name
+    else:
+        saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
+        if saved is None:
+            raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
+        state, source = collapse.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
+    model = build(settings, classes)
+    weights.load(model, state, name=f"weights of {run}")
+    return model, source
+
+
+def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
+    """The run's network with weights yet to be loaded."""
+    from job.models import registry
+
+    size = settings.data.image_size
+    return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
+
+
+def class_names(run: Path) -> tuple[str, ...]:
+    """The classes of a finished or running run. Raises UserError when it has no weights yet."""
+    from job.runs import checkpoint
+
+    result = read_json(run / "evaluation.json")
+    if result:
+        return tuple(row["name"] for row in result["classes"])
+    saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
+    if saved is None:
+        raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
+    return tuple(saved.trainer["classes"])
