@@ -132,9 +132,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         weights.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
         if collapse.collapses(settings, model, size):
-            collapse.collapse(
-                model, features_once=settings.model.features_once
-            )
+            collapse.collapse(model, features_once=settings.model.features_once)
         return f"{settings.model.name}, {registry.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,11 @@ import yaml
 from job.config.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+MAY_CHANGE = {"may_change": True}
+"""mark of a setting, or of a whole section, that a run may be continued with another value of"""
+NO_RECIPE = {"no_recipe": True}
+"""mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class Data:
 
     source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
     """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
-    root: str = "data"
+    root: str = field(default="data", metadata=MAY_CHANGE | NO_RECIPE)
     """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
     validation: float = 0.2
     """share of the training pictures held out for validation, from 0 up to but not including 1"""
@@ -51,9 +55,9 @@ class Data:
     """per channel, subtracted from values in [0, 1]"""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """per channel, divides what is left"""
-    download: bool = True
+    download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
     """directory for decoded pictures; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
     """leave out files that are no pictures, with one warning, in place of stopping"""
@@ -69,11 +73,11 @@ class Data:
 class Train:
     """How long and how."""
 
-    epochs: int = 10
+    epochs: int = field(default=10, metadata=MAY_CHANGE)
     """passes over the training pictures"""
     batch_size: int = 128
     """global batch size: images per optimizer step over all processes together"""
-    gradient_accumulation: int = 1
+    gradient_accumulation: int = field(default=1, metadata=MAY_CHANGE)
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
     gradient_shards: int | None = None
     """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
@@ -82,7 +86,7 @@ class Train:
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
     clip_norm: float | None = None
     """largest global L2 norm of the gradient; null: not clipped"""
-    seed: int = 42
+    seed: int = field(default=42, metadata=NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
@@ -134,19 +138,19 @@ class Schedule:
 class Runtime:
     """What the arithmetic runs on. How many processes there are is the launcher's business."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=MAY_CHANGE)
     """auto: a GPU where there is one"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """arithmetic of the network; weights and optimizer stay in fp32"""
-    compile: Literal["none", "default", "graphs"] = "none"
+    compile: Literal["none", "default", "graphs"] = field(default="none", metadata=MAY_CHANGE)
     """none; default: torch.compile, which takes its time first; graphs: the step's kernels as CUDA graphs (GPU only)"""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
-    data_on: Literal["auto", "device", "host"] = "auto"
+    data_on: Literal["auto", "device", "host"] = field(default="auto", metadata=MAY_CHANGE)
     """where the pictures lie; auto: on the device if they take less than half of its free memory"""
-    threads: int | None = None
+    threads: int | None = field(default=None, metadata=MAY_CHANGE)
     """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
-    timeout: float = 600
+    timeout: float = field(default=600, metadata=MAY_CHANGE)
     """seconds after which a process that others wait for is taken for dead"""
 
     def __post_init__(self) -> None:
@@ -201,9 +205,9 @@ class Config:
     train: Train = field(default_factory=Train)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
-    runtime: Runtime = field(default_factory=Runtime)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    run: Run = field(default_factory=Run)
+    runtime: Runtime = field(default_factory=Runtime, metadata=NO_RECIPE)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint, metadata=MAY_CHANGE | NO_RECIPE)
+    run: Run = field(default_factory=Run, metadata=MAY_CHANGE | NO_RECIPE)
 
     def __post_init__(self) -> None:
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
@@ -266,21 +270,34 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
-def differences(old: Config, new: Config, free: Sequence[str]) -> list[str]:
-    """``key: old -> new`` for each setting that differs, those under a key or section in ``free`` left out."""
-    before, after = flat(to_dict(old)), flat(to_dict(new))
-    return [
-        f"{key}: {before[key]} -> {after[key]}"
-        for key in before
-        if before[key] != after[key] and not any(key == f or key.startswith(f + ".") for f in free)
-    ]
+def differences(old: Config, new: Config) -> list[str]:
+    """``key: old -> new`` for each setting that a run may not be continued with another value of."""
+    before, after = _without(MAY_CHANGE, old), _without(MAY_CHANGE, new)
+    return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The settings that repetitions of one experiment share, with dotted keys."""
+    return _without(NO_RECIPE, config)
+
+
+def _without(mark: dict[str, bool], config: Config) -> dict[str, Any]:
+    """The settings without ``mark``, with dotted keys."""
+    sections = [(f.name, f.metadata, getattr(config, f.name)) for f in dataclasses.fields(config)]
+    keys = {
+        f"{name}.{f.name}"
+        for name, marks, section in sections
+        for f in dataclasses.fields(section)
+        if not mark.items() <= {**marks, **f.metadata}.items()
+    }
+    return {key: value for key, value in flat(to_dict(config)).items() if key in keys}
 
 
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
     if not isinstance(settings, dict) or (not settings and not prefix):
         return {prefix: settings} if prefix else {}
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        keys |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return keys

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from job.config import command_line
 from job.config.errors import UserError
-from job.config.settings import flat, to_dict
+from job.config.settings import flat, recipe
 from job.runs import reader
 from job.runs.reader import Run
-
-NOT_THE_RECIPE = ("run", "checkpoint", "train.seed", "data.root", "data.cache", "data.download", "runtime")
-"""settings in which repetitions of one experiment may differ"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,9 +144,7 @@ def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
     groups: dict[str, list[Finished]] = {}
     for one in runs:
-        settings = flat(_with_defaults(one.run.config))
-        recipe = {k: v for k, v in settings.items() if not any(k == f or k.startswith(f + ".") for f in NOT_THE_RECIPE)}
-        groups.setdefault(repr(sorted(recipe.items())), []).append(one)
+        groups.setdefault(repr(sorted(_recipe(one.run.config).items())), []).append(one)
     found = []
     for group in groups.values():
         # One run a seed: twice the same would count for less spread than there is.
@@ -168,9 +163,9 @@ def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     return found
 
 
-def _with_defaults(settings: reader.Record) -> reader.Record:
-    """Settings of an earlier version of this program, with what has been added to it since."""
+def _recipe(settings: reader.Record) -> dict[str, Any]:
+    """What repetitions share; settings of an earlier version of this program have what was added since."""
     try:
-        return to_dict(command_line.from_dict(settings, ""))
+        return recipe(command_line.from_dict(settings, ""))
     except UserError:
-        return settings
+        return flat(settings)

@@ -21,21 +21,6 @@ from job.runs.files import remove_left_overs, write_whole
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """what a file system answers that knows no locks, as Lustre does when mounted without them; the run goes on unlocked"""
-MAY_CHANGE = (
-    "run",
-    "checkpoint",
-    "train.epochs",
-    "train.gradient_accumulation",
-    "runtime.device",
-    "runtime.threads",
-    "runtime.timeout",
-    "runtime.data_on",
-    "runtime.compile",
-    "data.root",
-    "data.cache",
-    "data.download",
-)
-"""settings that a run may be continued with another value of"""
 
 
 class RunDirectory:
@@ -194,7 +179,7 @@ class RunDirectory:
         if not file.exists():
             return
         saved = command_line.from_dict(command_line.load_yaml(file.read_text(), str(file)), str(file))
-        changed = differences(saved, settings, MAY_CHANGE)
+        changed = differences(saved, settings)
         if changed:
             raise UserError(
                 f"run directory {self.path} holds a run of another configuration ({'; '.join(changed)})",
