@@ -93,13 +93,11 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
             raise UserError(f"--{option} {given}", "must be a whole number")
         return int(given)
 
-    gpus = number(
-        "gpus-per-node", gpus_per_node, int(os.environ.get("SLURM_GPUS_ON_NODE") or torch.cuda.device_count())
-    )
-    launched = os.environ.get("LOCAL_WORLD_SIZE") if gpus_per_node is None else None
+    given = launcher.allocation()
+    gpus = number("gpus-per-node", gpus_per_node, given.gpus or torch.cuda.device_count())
     shape = Shape(
-        nodes=number("nodes", nodes, int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))),
-        processes=int(launched or max(1, gpus)),
+        nodes=number("nodes", nodes, given.nodes or 1),
+        processes=(given.local_world_size if gpus_per_node is None else None) or max(1, gpus),
         gpus=gpus,
     )
     if shape.nodes < 1:
@@ -190,8 +188,8 @@ def _processes(settings: Config, shape: Shape) -> str:
     import torch
 
     settings.parts(shape.world_size)
-    asked = os.environ.get("RANKZERO_WORLD_SIZE")
-    if asked is not None and int(asked) != shape.world_size:
+    asked = launcher.allocation().world_size
+    if asked is not None and asked != shape.world_size:
         raise UserError(
             f"the launch has {asked} processes and the allocation room for {shape.world_size}",
             "launch through slurm/*.sh, which counts them",

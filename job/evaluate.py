@@ -15,7 +15,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
@@ -24,7 +24,7 @@ from job.distributed.group import start
 from job.runs import restored
 
 if TYPE_CHECKING:
-    pass
+    from job.runs.records import Evaluation
 
 SPLITS = ("test", "validation", "train")
 
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _write(path: Path, result: dict[str, Any]) -> None:
+def _write(path: Path, result: Evaluation) -> None:
     from job.runs.files import write_whole
 
     try:

@@ -26,11 +26,10 @@ if __name__ == "__main__":  # what comes before the handlers stand waits for the
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 import time
-import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.errors import PREEMPTED, UserError
+from job.config.errors import PREEMPTED, StoppedEarlyError, UserError
 from job.config.settings import Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from job.display.console import Console
     from job.evaluation.predictions import Predictions
     from job.runs.directory import RunDirectory
+    from job.runs.records import Evaluation
     from job.training.trainer import Trainer
 
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
 
     console = Console(quiet=not group.is_rank_zero)
     directory = group.guarded(lambda: _open(settings, argv), on=group.is_rank_zero)
-    path, finished = group.from_rank_zero((directory.path, directory.result) if directory else (Path(), {}))
+    path, finished = group.from_rank_zero((directory.path, directory.result) if directory else (Path(), None))
     if finished and finished["epochs"] == settings.train.epochs:
         if directory is not None and not (directory.path / "report.html").exists():
             _report(directory, console)
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     try:
         _train(settings, group, preemption, console, directory)
     except Exception as error:
-        return _failed(error, settings, group, console, directory, path)
+        return _ended(error, settings, group, console, directory, path)
     group.close()
     return 0
 
@@ -135,7 +135,7 @@ def _train(
             _show(result, console, directory)
 
 
-def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
+def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
     """Write the final weights, the predictions and, last, the result that makes this a finished run."""
     try:
         return _write_results(trainer, directory, predictions)
@@ -143,7 +143,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
 
 
-def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> dict[str, Any]:
+def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
     from job.evaluation import metrics, samples
     from job.models import registry
     from job.runs import files
@@ -160,7 +160,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         dataset.classes,
         split="test",
         world_size=trainer.group.world_size,
-        checkpoint=trainer.checkpoints.newest(),
+        checkpoint=trainer.saving.checkpoints.newest(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
         parameters=registry.count_parameters(trainer.model),
@@ -180,7 +180,7 @@ def _report(directory: RunDirectory, console: Console) -> None:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
-def _show(result: dict[str, Any], console: Console, directory: RunDirectory | None) -> None:
+def _show(result: Evaluation, console: Console, directory: RunDirectory | None) -> None:
     if directory is not None:
         console.result(result)
         for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
@@ -188,17 +188,10 @@ def _show(result: dict[str, Any], console: Console, directory: RunDirectory | No
                 console.say(f"wrote {directory.path / name}")
 
 
-def _failed(
-    error: Exception,
-    settings: Config,
-    group: Group,
-    console: Console,
-    directory: RunDirectory | None,
-    path: Path,
+def _ended(
+    error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None, path: Path
 ) -> int:
-    """Say once what happened, leave it in ``status.json``, and give the exit status."""
-    from job.config.errors import StoppedEarlyError
-
+    """Say once why the run ended early, leave it in ``status.json``, and give the exit status."""
     if isinstance(error, UserError):
         if directory is not None:
             directory.failed(str(error))
@@ -209,23 +202,11 @@ def _failed(
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         group.close()
         return PREEMPTED
-    if isinstance(error, FailedError):
-        message = str(error)
-    elif ending.out_of_memory(error):
-        message = (
-            f"out of memory on rank {group.rank} with train.batch_size={settings.train.batch_size} on "
-            f"{group.world_size} processes: lower it, raise train.gradient_accumulation, or use more processes"
-        )
-        leave_failure(path, group.rank, message)
-    elif ending.lost_contact(error):
-        # Whoever failed first says more; give it a moment to say so.
-        time.sleep(1.0 if group.is_rank_zero else 0.0)
-        message = f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
-        if directory is not None:
-            message = directory.first_failure() or message
-    else:
-        message = f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
-        traceback.print_exc()
+    message = ending.reason(error, group, settings.train.batch_size)
+    if ending.lost_contact(error):
+        time.sleep(1.0 if group.is_rank_zero else 0.0)  # whoever failed first says more: a moment to say so
+        message = (directory.first_failure() if directory else None) or message
+    elif not isinstance(error, FailedError):
         leave_failure(path, group.rank, message)
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from job.distributed.group import Group
 
 
@@ -19,10 +21,12 @@ def keep_to_own(group: Group) -> bool:
     """
     if group.world_size == 1 or group.device.type != "cpu" or sys.platform != "linux":
         return False
+    import torch
+
     count = group.local_world_size
     first = group.rank - group.local_rank
     allowed = group.gathered(os.sched_getaffinity(0))[first : first + count]
-    threads = int(os.environ["OMP_NUM_THREADS"])
+    threads = torch.get_num_threads()
     share = share_of_cores(allowed, group.local_rank, threads) if count > 1 else None
     if share is not None:
         keep_to(share)
@@ -42,9 +46,9 @@ def share_of_cores(allowed: Sequence[set[int]], local_rank: int, threads: int) -
 
 def keep_to(cores: Sequence[int]) -> None:
     """Let all threads of this process, and those they start, run on ``cores`` alone."""
-    for thread in Path("/proc/self/task").iterdir():
+    for thread in psutil.Process().threads():
         with contextlib.suppress(OSError):  # a thread that ended meanwhile, a core that was taken away
-            os.sched_setaffinity(int(thread.name), cores)
+            os.sched_setaffinity(thread.id, cores)
 
 
 def _topology(core: int) -> tuple[int, ...]:

@@ -9,9 +9,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError
+from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line
 from job.distributed.launcher import launch_rank
+
+if TYPE_CHECKING:
+    from job.distributed.group import Group
 
 
 def entry(main: Callable[[list[str]], int]) -> None:
@@ -52,6 +56,21 @@ def _let_rank_zero_end() -> None:
     distributed = sys.modules.get("torch.distributed")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(1 if distributed is not None and distributed.is_initialized() else 10)
+
+
+def reason(error: Exception, group: Group, batch_size: int) -> str:
+    """Why ``error`` ended this rank, in one line; of what nobody foresaw the traceback is printed here."""
+    if isinstance(error, FailedError):
+        return str(error)
+    if out_of_memory(error):
+        return (
+            f"out of memory on rank {group.rank} with train.batch_size={batch_size} on {group.world_size} processes: "
+            "lower it, raise train.gradient_accumulation, or use more processes"
+        )
+    if lost_contact(error):
+        return f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
+    traceback.print_exc()
+    return f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
 
 
 def lost_contact(error: BaseException) -> bool:

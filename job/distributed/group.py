@@ -1,7 +1,7 @@
-"""Who am I, and with whom: the process group, the device, threads, seeds.
+"""The process group and its collectives: with whom this process computes, and on which device.
 
-The only module that constructs an ``Accelerator`` and, with ``launched``, that reads rank, world size or environment.
-torch is imported inside functions: entry points need this module before they can afford torch.
+The only module that constructs an ``Accelerator``. torch is imported inside functions: entry points need this module
+before they can afford torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """This process's place in the job. ``world_size`` 1 is the same code, with collectives that do nothing."""
+    """The processes of a job, and which one of them this is. With one, the collectives do nothing."""
 
     accelerator: Accelerator
     device: torch.device
@@ -64,9 +64,9 @@ class Group:
             except Exception as error:
                 traceback.print_exc()
                 problem = FailedError(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
-        for found in self.gathered(problem):
-            if found is not None:
-                raise found
+        for reported in self.gathered(problem):
+            if reported is not None:
+                raise reported
         return result
 
     def gathered(self, value: T) -> list[T]:
@@ -156,8 +156,7 @@ def start(
 
     Raises UserError when fewer processes came than were asked for, or when the device is not there.
     """
-    asked = launcher.asked()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    asked, world_size = launcher.asked(), launcher.world_size()
     if asked.processes is not None and asked.processes != world_size:
         raise UserError(
             f"{asked.processes} processes were asked for and {world_size} started",
@@ -172,50 +171,63 @@ def start(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
     import torch
+
+    _prepare_arithmetic(threads, deterministic=deterministic, compiled=settings.compile == "default")
+    cpu = launcher.on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
+    if cpu:
+        _keep_freed_memory()
+    with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
+        return _meet(settings, cpu=cpu, static_graph=static_graph)
+
+
+def _prepare_arithmetic(threads: int, *, deterministic: bool, compiled: bool) -> None:
+    """With how many threads, how exactly, and in which order torch computes from now on."""
+    import torch
+
+    torch.set_num_threads(threads)
+    # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
+    torch.set_float32_matmul_precision("highest" if deterministic else "high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
+    if deterministic and compiled:
+        torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
+    else:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
+
+
+def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
+    """Wait for all other ranks. Raises FailedError when they do not come within ``settings.timeout`` seconds."""
     import torch.distributed as dist
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
     startup.mark("torch and accelerate")
-    cpu = launcher.on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
-    torch.set_num_threads(threads)
-    # TF32 where exact bits are not asked for: three times the matrix rate for ten bits of mantissa.
-    torch.set_float32_matmul_precision("highest" if deterministic else "high")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not deterministic
-    if deterministic and settings.compile == "default":
-        torch.use_deterministic_algorithms(True)  # imports the compiler: two seconds that others need not wait
-    else:
-        torch.set_deterministic_debug_mode("error" if deterministic else "default")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs a pass over each tensor
-    if cpu:
-        _keep_freed_memory()
     patience = datetime.timedelta(seconds=settings.timeout)
+    set_up_group: Any = None
+    control_group: Any = None
     try:
-        with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
-            accelerator = Accelerator(
-                cpu=cpu,
-                mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
-                # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
-                dynamo_backend="no",
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                kwargs_handlers=[
-                    # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
-                    InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
-                    DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
-                ],
-            )
-            set_up_group: Any = None
-            control_group: Any = None
-            if accelerator.num_processes > 1:
-                set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
-                # Only now: a day would also be the time that ranks wait for one that died while they met.
-                set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-                set_timeout(datetime.timedelta(days=1), set_up_group)
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
+            # Said here, or the environment is asked, and with it a default_config.yaml that nobody thinks of.
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            kwargs_handlers=[
+                # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
+                InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
+            ],
+        )
+        if accelerator.num_processes > 1:
+            set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+            # Only now: a day would also be the time that ranks wait for one that died while they met.
+            set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+            set_timeout(datetime.timedelta(days=1), set_up_group)
     except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise FailedError(
-            f"rank {launcher.launch_rank()} of {world_size} did not meet all others at {where} ({first_line(error)}): "
-            "see whether they started, and whether that address can be reached from every node"
+            f"rank {launcher.launch_rank()} of {launcher.world_size()} did not meet all others at "
+            f"{launcher.meeting_address()} ({first_line(error)}): see whether they started, and whether that address "
+            "can be reached from every node"
         ) from None
     return Group(
         accelerator=accelerator,

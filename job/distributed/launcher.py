@@ -1,6 +1,6 @@
 """What the launcher, Slurm or the user's shell said: rank, world size, what was asked for, when it ends.
 
-Read here and in ``runtime``, which forms the group, and nowhere else. Nothing here needs torch.
+Nobody else reads these variables. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import Runtime
@@ -25,6 +27,16 @@ from job.config.settings import Runtime
 def launch_rank() -> int:
     """Rank by the launcher's word, before any group exists."""
     return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Processes of this job, by the launcher's word."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def meeting_address() -> str:
+    """Where the ranks meet: ``host:port``."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
 def run_name(config_name: str) -> str:
@@ -38,6 +50,31 @@ def run_name(config_name: str) -> str:
 
 def under_slurm() -> bool:
     return "SLURM_JOB_ID" in os.environ
+
+
+def slurm_start() -> dict[str, Any]:
+    """Which Slurm job this is, and how often it was requeued."""
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": restarts}
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What the launcher or Slurm gave; None where nobody said."""
+
+    nodes: int | None
+    local_world_size: int | None
+    """processes on this node"""
+    gpus: int | None
+    """on this node"""
+    world_size: int | None
+    """of the launch through slurm/*.sh"""
+
+
+def allocation() -> Allocation:
+    """The shape of the job so far as the environment knows it."""
+    names = ("SLURM_JOB_NUM_NODES", "LOCAL_WORLD_SIZE", "SLURM_GPUS_ON_NODE", "RANKZERO_WORLD_SIZE")
+    return Allocation(*(int(value) if (value := os.environ.get(name)) else None for name in names))
 
 
 def end_time() -> float | None:
@@ -77,8 +114,8 @@ def asked() -> Asked:
     if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not by_launcher():
         return Asked(int(os.environ["SLURM_STEP_NUM_TASKS"]), told)
     try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")[:-1]
-    except OSError:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
         return Asked(cpu=told)
     if "launch" not in words or not any("accelerate" in word for word in words[: words.index("launch")]):
         return Asked(cpu=told)

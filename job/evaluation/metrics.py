@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from job.evaluation.predictions import Predictions
+from job.runs.records import Confusion, Evaluation, Origin
 
 
 def confusion_matrix(predictions: Predictions, classes: int) -> Tensor:
@@ -23,7 +24,7 @@ def class_accuracy(predictions: Predictions, classes: int) -> list[float | None]
     return [_ratio(*pair) for pair in zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True)]
 
 
-def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **context: Any) -> dict[str, Any]:
+def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **origin: Unpack[Origin]) -> Evaluation:
     """The content of ``evaluation.json``. A ratio without a denominator is None."""
     matrix = confusion_matrix(predictions, len(classes))
     images, predicted, correct = matrix.sum(1).tolist(), matrix.sum(0).tolist(), matrix.diagonal().tolist()
@@ -33,7 +34,7 @@ def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
         "interval": wilson_interval(sum(correct), len(predictions.labels)),
-        **context,
+        **origin,
         "classes": [
             {
                 "name": name,
@@ -52,7 +53,7 @@ def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **
     }
 
 
-def top_confusions(matrix: Tensor, classes: tuple[str, ...], most: int = 10) -> list[dict[str, Any]]:
+def top_confusions(matrix: Tensor, classes: tuple[str, ...], most: int = 10) -> list[Confusion]:
     """The most frequent mistakes: true class, predicted class, images."""
     cells = [(int(n), t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if t != p and n]
     return [

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import threading
 import time
@@ -28,11 +27,11 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.runs import files
+from job.runs.reader import checkpoints
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
-_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -104,7 +103,7 @@ class Checkpoints:
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
         if state is None:
             return None
-        for path in _by_step(self._directory):
+        for path in checkpoints(self._directory):
             if path.name > _name(state):
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
@@ -114,7 +113,7 @@ class Checkpoints:
 
     def newest(self) -> str | None:
         """Name of the newest checkpoint in place."""
-        found = _by_step(self._directory) if self._directory is not None else []
+        found = checkpoints(self._directory) if self._directory is not None else []
         return found[-1].name if found else None
 
     def _write(self, state: State, begin: float) -> None:
@@ -131,7 +130,7 @@ class Checkpoints:
 
     def _retire(self, written: Path) -> None:
         # Counted from the new one down: a later step was passed over, and could not be set aside.
-        found = [path for path in _by_step(written.parent) if path.name <= written.name]
+        found = [path for path in checkpoints(written.parent) if path.name <= written.name]
         for path in found[: -self._keep]:
             # A rename first: a checkpoint that is half deleted must not look like a damaged one.
             trash = path.with_name(f".trash-{path.name}")
@@ -148,7 +147,7 @@ def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: 
     older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
     Raises UserError when there are some and none verifies.
     """
-    found = _by_step(directory)
+    found = checkpoints(directory)
     for path in reversed(found):
         try:
             state = read(path)
@@ -254,13 +253,6 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 
 def _name(state: State) -> str:
     return f"step-{state.trainer['step']:08d}"
-
-
-def _by_step(directory: Path) -> list[Path]:
-    """Checkpoints in place, oldest first: by step, for clocks lie."""
-    paths = directory.iterdir() if directory.is_dir() else ()
-    found = [(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
 
 
 def _take_away(final: Path) -> bool:

@@ -11,12 +11,14 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Config, differences, to_yaml
 from job.runs.files import remove_left_overs, write_whole
+from job.runs.reader import checkpoints, read_json
+from job.runs.records import Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
@@ -40,31 +42,31 @@ class RunDirectory:
             (path / ".probe").unlink()
         except OSError as error:
             raise _unwritable(path, error) from None
-        before = _read_json(path / "status.json")
-        self._status: dict[str, Any] = {
+        before = read_json(path / "status.json")
+        self._status: Status = {
             "state": "running",
             "step": before.get("step", 0),
             "signal": None,
             "error": None,
             "attempt": before.get("attempt", 0) + 1,
         }
-        self.attempt: int = self._status["attempt"]
+        self.attempt = self._status["attempt"]
         """1 for the first start in this directory"""
         self._compare(settings)
         self._metrics = -1
         self._size = 0
         self._unwritten = b""
-        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        self.listeners: list[Callable[[MetricsLine], None]] = []
         """what else is told of each line of ``metrics.jsonl``"""
 
     @property
-    def result(self) -> dict[str, Any]:
-        """The content of ``evaluation.json``; empty while the run is not finished."""
-        return _read_json(self.path / "evaluation.json")
+    def result(self) -> Evaluation | None:
+        """The content of ``evaluation.json``; None while the run is not finished."""
+        return cast(Evaluation, read_json(self.path / "evaluation.json")) or None
 
     def status(self, **changes: Any) -> None:
         """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
-        self._status |= changes
+        self._status = cast(Status, {**self._status, **changes})
         try:
             write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
         except OSError as error:
@@ -87,7 +89,7 @@ class RunDirectory:
         if self.result:
             self.reopen()
         write_whole(self.path / "config.yaml", to_yaml(settings))
-        past = _read_json(self.path / "environment.json").get("attempts", [])
+        past = read_json(self.path / "environment.json").get("attempts", [])
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
         for left_over in (self.path / "STOP", *self.path.glob("failure-*.txt")):
@@ -96,7 +98,7 @@ class RunDirectory:
 
     def begins_at(self, step: int, steps_per_epoch: int) -> None:
         """Record, for who looks on, that this start goes on from optimizer step ``step``."""
-        content = _read_json(self.path / "environment.json")
+        content = read_json(self.path / "environment.json")
         with contextlib.suppress(OSError, KeyError, IndexError):
             content["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
             write_whole(self.path / "environment.json", json.dumps(content, indent=1))
@@ -112,16 +114,16 @@ class RunDirectory:
         path = self.path / "metrics.jsonl"
         return path.stat().st_size if path.exists() else 0
 
-    def metric(self, record: dict[str, Any]) -> None:
+    def metric(self, line: MetricsLine) -> None:
         """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
-        self._unwritten += (json.dumps(record, allow_nan=False) + "\n").encode()
+        self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
         try:
             self._write_metrics()
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
         for listener in self.listeners:
-            listener(record)
+            listener(line)
 
     def metrics_size(self) -> int:
         """Bytes of ``metrics.jsonl``, all of which are on the disk now. Raises OSError when they cannot be."""
@@ -148,17 +150,17 @@ class RunDirectory:
 
     def newest_checkpoint(self) -> str | None:
         """Name of the newest checkpoint in place, verified or not."""
-        names = sorted(path.name for path in (self.path / "checkpoints").glob("step-*"))
-        return names[-1] if names else None
+        paths = checkpoints(self.path / "checkpoints")
+        return paths[-1].name if paths else None
 
     def first_failure(self) -> str | None:
         """What the rank that failed first has left, if it could."""
         with contextlib.suppress(OSError):
-            found = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
-            return found[0].read_text().strip() if found else None
+            reports = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
+            return reports[0].read_text().strip() if reports else None
         return None
 
-    def finish(self, result: dict[str, Any]) -> None:
+    def finish(self, result: Evaluation) -> None:
         """Write ``evaluation.json``, which makes the run a finished one."""
         write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
         self.status(state="finished")
@@ -169,7 +171,7 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def _compare(self, settings: Config) -> None:
-        trained = self.result.get("epochs", 0)
+        trained = self.result.get("epochs", 0) if self.result else 0
         if trained > settings.train.epochs:
             raise UserError(
                 f"train.epochs={settings.train.epochs}",
@@ -235,11 +237,3 @@ def _lock(path: Path) -> TextIO:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.config.settings import REPOSITORY
+from job.distributed import launcher
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
@@ -30,8 +30,7 @@ def of_process(group: Group) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "slurm_restarts": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        **launcher.slurm_start(),
     }
 
 

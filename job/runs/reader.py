@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
 Record = dict[str, Any]
+
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,13 @@ def read_json(path: Path) -> Record:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints in ``directory``, verified or not, oldest first: by step, for clocks lie."""
+    paths = directory.iterdir() if directory.is_dir() else ()
+    by_step = [(int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))]
+    return [path for _, path in sorted(by_step)]
 
 
 def read_lines(path: Path) -> Iterator[Record]:

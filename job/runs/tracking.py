@@ -12,7 +12,7 @@ import queue
 import re
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from job.config.errors import first_line
 from job.config.settings import Config, flat, to_dict, to_yaml
 from job.runs import reader
 from job.runs.directory import RunDirectory
-from job.runs.reader import Record
+from job.runs.records import Evaluation, MetricsLine
 
 Work = Callable[[Any], None]
 """something done with an accelerate tracker"""
@@ -74,14 +74,14 @@ class Tracking:
             else:
                 self._followers.append(_Follower(name, _STARTS[name](settings, run, classes, step), warn))
 
-    def metric(self, record: Record) -> None:
+    def metric(self, line: MetricsLine) -> None:
         """Record a line of ``metrics.jsonl``."""
-        self._log(_scalars(record, self._classes), record["step"])
+        self._log(_scalars(line, self._classes), line["step"])
 
-    def result(self, result: Record, step: int) -> None:
+    def result(self, result: Evaluation, step: int) -> None:
         """Record the content of ``evaluation.json``, and the figures of the report if they were drawn."""
         accuracies = [row["accuracy"] for row in result["classes"]]
-        whole = {key: result[key] for key in ("split", "loss", "accuracy")} | {"class_accuracy": accuracies}
+        whole = {key: result[key] for key in ("split", "loss", "accuracy")} | {"class_accuracy": accuracies}  # type: ignore[literal-required]
         self._log(_scalars(whole, self._classes), step)
         figures = {name: self._run / "figures" / f"{name}.png" for name in IMAGES}
         for follower in self._followers:
@@ -193,10 +193,10 @@ def _remember(run: Path, name: str, identifier: str) -> None:
     (run / "tracking" / f"{name}.id").write_text(identifier + "\n")
 
 
-def _scalars(record: Record, classes: tuple[str, ...]) -> dict[str, float]:
+def _scalars(line: Mapping[str, object], classes: tuple[str, ...]) -> dict[str, float]:
     """The numbers of a metrics line under names such as "train/loss", with those per class under the class's name."""
-    split = record["split"]
-    values = {f"{split}/{key}": value for key, value in record.items() if key not in ("split", "step")}
+    split = line["split"]
+    values: dict[str, Any] = {f"{split}/{key}": value for key, value in line.items() if key not in ("split", "step")}
     for name, value in zip(classes, values.pop(f"{split}/class_accuracy", []), strict=False):
         allowed = re.sub(r"[^\w. -]", "_", name)  # by MLflow
         values[f"{split}/accuracy of {allowed}"] = value
