@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -72,13 +72,8 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
     parser = _parser(description)
     # What the library would say goes through one door, ours: it prints nothing itself but help and the configuration.
     problems = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(problems):
-            settings = parser.parse_args(argv)
-            config = parser.instantiate(settings)
-    except jsonargparse.ArgumentError as error:
-        raise _explained(str(error)) from None
-    return Config(**{f.name: config[f.name] for f in dataclasses.fields(Config)})
+    with contextlib.redirect_stderr(problems):
+        return _checked(parser, lambda: parser.parse_args(argv))
 
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
@@ -86,11 +81,16 @@ def from_dict(settings: dict[str, Any], name: str) -> Config:
     for key in flat(settings):
         _check_key(key, name)
     parser = _parser("")
+    return _checked(parser, lambda: parser.parse_object(settings))
+
+
+def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargparse.Namespace]) -> Config:
+    """The Config of what ``parse`` reads; the library's complaint is a UserError."""
     try:
-        config = parser.instantiate(parser.parse_object(settings))
+        sections = parser.instantiate(parse())
     except jsonargparse.ArgumentError as error:
         raise _explained(str(error)) from None
-    return Config(**{f.name: config[f.name] for f in dataclasses.fields(Config)})
+    return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
 
 
 def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None], list[str]]:
@@ -99,10 +99,10 @@ def take_options(argv: Sequence[str], *names: str) -> tuple[dict[str, str | None
     for name in names:
         parser.add_argument(f"--{name}")
     try:
-        found, rest = parser.parse_known_args(list(argv))
+        options, rest = parser.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}", "needs a value") from None
-    return vars(found), rest
+    return vars(options), rest
 
 
 class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -167,11 +167,11 @@ def _check_key(key: str, where: str) -> None:
 
 def _explained(message: str) -> UserError:
     """The library's complaint, which speaks of Python types, in terms of the setting."""
-    found = re.search(r'Parser key "([\w.]+)"', message)
+    match = re.search(r'Parser key "([\w.]+)"', message)
     got = re.findall(r"Got value: (.*)", message)
-    if not found:
+    if not match:
         return UserError(" ".join(message.split()), "--help lists all settings")
-    key = found[1]
+    key = match[1]
     owner: Any = Config
     for part in key.split("."):
         owner = typing.get_type_hints(owner).get(part) if dataclasses.is_dataclass(owner) else None
