@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from job.display import figures, theme
-from job.display.text import NOTHING, decimals, duration, percent, tally, whole
+from job.display.text import NOTHING, decimals, duration, percent, rounded, tally
 from job.evaluation.comparison import Finished
 
 MOST_DRAWN = 6
@@ -81,8 +81,8 @@ def _runs(runs: list[dict[str, Any]]) -> Table:
         [
             *(run["name"], run["model"], str(run["seed"]), percent(run["accuracy"], 2)),
             f"{100 * run['interval'][0]:.1f}-{run['interval'][1]:.1%}",
-            *(percent(run["published"], 2), _points(run["above_published"]), whole(run["images_per_second"])),
-            *(duration(run["seconds"]), whole(run["parameters"])),
+            *(percent(run["published"], 2), _points(run["above_published"]), rounded(run["images_per_second"])),
+            *(duration(run["seconds"]), rounded(run["parameters"])),
         ]
         for run in runs
     ]
@@ -106,7 +106,7 @@ def _pairs(pairs: list[dict[str, Any]]) -> Table:
     rows = [
         [
             *(f"{pair['first']} / {pair['second']}", _points(pair["difference"])),
-            *(whole(pair[f"only_{which}_right"]) for which in ("first", "second")),
+            *(rounded(pair[f"only_{which}_right"]) for which in ("first", "second")),
             "< 0.0001" if pair["p"] < 0.0001 else decimals(pair["p"]),
         ]
         for pair in pairs

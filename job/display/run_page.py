@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.display import figures, theme
-from job.display.text import NOTHING, decimals, hardest_named, listed, percent, shortened, whole
+from job.display.text import NOTHING, decimals, hardest_named, listed, percent, rounded, shortened
 from job.evaluation import reference, samples
 from job.evaluation.samples import Samples
 from job.runs import reader
@@ -105,7 +105,7 @@ def _spoken(run: Run, name: str) -> str:
     if name == "classes":
         return f"Accuracy per class, hardest first: {listed(hardest_named(run.evaluation))}; all are in the table below"
     if name == "throughput":
-        return f"Throughput over time, median {whole(run.images_per_second)} images a second"
+        return f"Throughput over time, median {rounded(run.images_per_second)} images a second"
     if not epochs:
         return f"{name.capitalize()}: no epoch is finished yet"
     first, last = (f"{decimals(line.get(name))} after epoch {line['epoch']}" for line in (epochs[0], epochs[-1]))

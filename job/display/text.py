@@ -32,7 +32,7 @@ def decimals(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else NOTHING
 
 
-def whole(value: object) -> str:
+def rounded(value: object) -> str:
     """Such as "10,000": a number without what follows its point."""
     return f"{value:,.0f}" if isinstance(value, (int, float)) else NOTHING
 

@@ -48,7 +48,7 @@ DARK = {
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
-    *(text.percent, text.plural, text.shortened, text.tally, text.whole),
+    *(text.percent, text.plural, text.shortened, text.tally, text.rounded),
 )
 """what a template may put a value through"""
 

@@ -126,6 +126,15 @@ def test_the_command_shows_tables_and_writes_page_and_json(runs: dict[str, Path]
     assert "exact and two-sided" in (tmp_path / "new" / "comparison.html").read_text()
 
 
+def test_a_file_that_cannot_be_written_is_named_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", tmp_path / "file" / "results.md")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'file' / 'results.md'} cannot be written")
+    assert done.stderr.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "comparison.html", "comparison.json"}
+
+
 def test_runs_of_the_same_name_are_told_apart_and_one_named_twice_is_one(runs: dict[str, Path], tmp_path: Path) -> None:
     path = run_directories.write(tmp_path / "small-1", classes=CIFAR10, images=10_000)
     names = [one.name for one in comparison.read([path, runs["small-1"], path])]

@@ -24,9 +24,9 @@ def test_a_duration_has_the_two_units_that_matter(seconds: float, words: str) ->
 
 
 def test_what_was_not_measured_is_a_dash_and_zero_is_not() -> None:
-    for shown in (text.percent, text.decimals, text.whole):
+    for shown in (text.percent, text.decimals, text.rounded):
         assert shown(None) == shown("damaged") == "-"
-    assert (text.percent(0), text.decimals(0.0), text.whole(0)) == ("0.0%", "0.0000", "0")
+    assert (text.percent(0), text.decimals(0.0), text.rounded(0)) == ("0.0%", "0.0000", "0")
 
 
 def test_a_list_reads_as_it_is_said() -> None:
