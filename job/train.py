@@ -173,9 +173,9 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
 def _report(directory: RunDirectory, console: Console) -> None:
     """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
     try:
-        from job import report
+        from job.display import run_page
 
-        report.write(directory.path)
+        run_page.write(directory.path)
     except Exception as error:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 

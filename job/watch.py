@@ -25,9 +25,10 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console
+from job.display.text import decimals, duration, percent
 from job.distributed import ending
 from job.runs import reader
-from job.runs.reader import Run, duration, number
+from job.runs.reader import Run, number
 
 EVERY = 2.0
 """seconds between looks"""
@@ -110,7 +111,7 @@ def view(run: Run) -> Group:
             table.add_column(name, justify="right")
         for line in epochs[-EPOCHS:]:
             mark = "best" if line.get("accuracy") == best else ""
-            values = (_loss(line.get("train_loss")), _loss(line.get("loss")), _share(line.get("accuracy")))
+            values = (decimals(line.get("train_loss")), decimals(line.get("loss")), percent(line.get("accuracy"), 2))
             table.add_row(str(line["epoch"]), *values, Text(mark, style="green"))
         parts.append(table)
     return Group(*parts)
@@ -131,7 +132,7 @@ def where(run: Run) -> str:
         words.append(f"epoch {run.metrics[-1]['epoch']} of {run.setting('train.epochs')}")
     lines = run.lines("train")
     if lines:
-        words.append(f"loss {_loss(lines[-1].get('loss'))}")
+        words.append(f"loss {decimals(lines[-1].get('loss'))}")
     rate = run.images_per_second
     if rate:
         words.append(f"{rate:,.0f} images/s")
@@ -146,8 +147,8 @@ def epoch_line(run: Run, line: reader.Record) -> str:
     """One finished epoch in words."""
     return (
         f"epoch {line['epoch']}/{run.setting('train.epochs')}  step {line['step']:,}  "
-        f"train loss {_loss(line.get('train_loss'))}  validation loss {_loss(line.get('loss'))}  "
-        f"accuracy {_share(line.get('accuracy'))}"
+        f"train loss {decimals(line.get('train_loss'))}  validation loss {decimals(line.get('loss'))}  "
+        f"accuracy {percent(line.get('accuracy'), 2)}"
     )
 
 
@@ -157,14 +158,6 @@ def newest(path: Path) -> float:
     if not times:
         raise UserError(f"{path} has nothing to follow yet", "look again when the job has started")
     return max(times)
-
-
-def _loss(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, (int, float)) else "-"
-
-
-def _share(value: object) -> str:
-    return f"{value:.2%}" if isinstance(value, (int, float)) else "-"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from job.runs.reader import duration
+from job.display.text import duration, hardest_named, mistake, percent
 
 PLAIN_EVERY = 30.0
 """seconds between progress lines when the output is no terminal"""
@@ -71,8 +71,9 @@ class Console:
         """The content of ``evaluation.json``: every class, and what is hard."""
         block = "━" if self._screen.encoding.startswith("utf") else "#"
         self.show(lambda width: class_table(result, width, block))
-        self.say(hardest(result))
-        self.say(confusions(result))
+        mistakes = [f"{mistake(confusion)} ({confusion['images']})" for confusion in result["top_confusions"][:5]]
+        self.say(f"hardest: {', '.join(hardest_named(result))}")
+        self.say(f"most confused: {', '.join(mistakes) or 'none'}")
 
     @contextlib.contextmanager
     def progress(self, description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
@@ -163,29 +164,13 @@ def class_table(result: dict[str, Any], width: int = PLAIN_WIDTH, block: str = "
     for row in result["classes"]:
         low, high = row["interval"] or (None, None)
         values = {
-            "accuracy": _percent(row["accuracy"]),
-            "95% interval": f"{_percent(low)} - {_percent(high)}",
+            "accuracy": percent(row["accuracy"]),
+            "95% interval": f"{percent(low)} - {percent(high)}",
             "images": f"{row['images']:,}",
-            "precision": _percent(row["precision"]),
-            "F1": _percent(row["f1"]),
+            "precision": percent(row["precision"]),
+            "F1": percent(row["f1"]),
             "correct": f"{row['correct']:,}",
         }
         bar = Text(block * round(10 * (row["accuracy"] or 0)), style="cyan")
         table.add_row(Text(row["name"], overflow="ellipsis"), *(values[name] for name in shown), bar)
     return table
-
-
-def hardest(result: dict[str, Any], most: int = 3) -> str:
-    """The classes with the lowest accuracy in one line."""
-    rows = sorted((row for row in result["classes"] if row["accuracy"] is not None), key=lambda row: row["accuracy"])
-    return "hardest: " + ", ".join(f"{row['name']} ({row['accuracy']:.1%})" for row in rows[:most])
-
-
-def confusions(result: dict[str, Any], most: int = 5) -> str:
-    """The most frequent mistakes in one line."""
-    found = [f"{c['true']} taken for {c['predicted']} ({c['images']})" for c in result["top_confusions"][:most]]
-    return "most confused: " + (", ".join(found) or "none")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.display.theme import LIGHT, shortened, text_on
+from job.display.text import hardest, percent, shortened
+from job.display.theme import LIGHT, text_on
 from job.runs.reader import Record, Run, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LONGEST = 18  # characters of a class name beside an axis
 MOST_POINTS = 400  # of a curve: more cannot be seen, and would make the page heavy
 MOST_COUNTS = 25  # classes up to which a confusion matrix has room for its counts
 
@@ -43,7 +45,7 @@ def loss(run: Run) -> Figure:
     return _finished(figure, axes, run, x, xlabel)
 
 
-def accuracy(run: Run) -> Figure:
+def accuracy(run: Run, published: float | None = None) -> Figure:
     """Validation accuracy of each epoch, the test accuracy with its interval, and the published one."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -57,8 +59,8 @@ def accuracy(run: Run) -> Figure:
         axes.errorbar(
             x(epochs[-1:]), [found], error, color=LIGHT["accent"], marker="D", capsize=4, ls="", label="test, 95%"
         )
-    if run.published is not None and epochs:
-        axes.axhline(run.published, color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 3)), label="published")
+    if published is not None and epochs:
+        axes.axhline(published, color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 3)), label="published")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if high - low > 0.04 else 1))
@@ -86,24 +88,25 @@ def classes(result: Record, published: float | None = None) -> Figure:
     from matplotlib.ticker import PercentFormatter
 
     rows = hardest(result)
-    figure = Figure(figsize=(6.4, 1.2 + 0.26 * len(rows)))
+    figure = Figure(figsize=(5.2, 1 + 0.25 * len(rows)))
     axes = figure.subplots()
-    axes.grid(False, axis="y")
-    axes.grid(True, axis="x")
+    axes.grid(False)
     places = np.arange(len(rows))
-    found = np.array([number(row["accuracy"]) for row in rows])
     intervals = np.array([row["interval"] or (math.nan, math.nan) for row in rows], np.float64).reshape(-1, 2)
-    axes.barh(places, found, color=LIGHT["accent"], height=0.66)
-    errors = np.clip([found - intervals[:, 0], intervals[:, 1] - found], 0, 1)
-    axes.errorbar(found, places, xerr=errors, ls="", color=LIGHT["ink"], linewidth=1, capsize=2)
-    axes.set_yticks(places, [shortened(row["name"]) for row in rows])
-    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6), xlabel=f"share of each class's {result['split']} pictures")
-    axes.axvline(result["accuracy"], color=LIGHT["second"], linewidth=1.2, label=f"all {result['accuracy']:.1%}")
+    axes.barh(places, 1, color=LIGHT["panel"], height=0.72)
+    axes.barh(places, [number(row["accuracy"]) for row in rows], color=LIGHT["accent"], height=0.72)
+    for color, width in (("paper", 4), ("ink", 1.1)):  # an edge of paper: ink on a bar is hard to see
+        axes.hlines(places, *intervals.T, color=LIGHT[color], linewidth=width)
+    for place, row in enumerate(rows):
+        axes.text(1.02, place, percent(row["accuracy"]), va="center")
+    axes.axvline(result["accuracy"], color=LIGHT["second"], linewidth=1.5, label=f"all {percent(result['accuracy'])}")
     if published is not None:
-        style = (0, (5, 3))
-        axes.axvline(published, color=LIGHT["muted"], linewidth=1.2, ls=style, label=f"published, all {published:.1%}")
+        label = f"published, all {percent(published)}"
+        axes.axvline(published, color=LIGHT["muted"], linewidth=1.5, linestyle=(0, (3, 1.5)), label=label)
+    axes.set_yticks(places, [shortened(row["name"], LONGEST) for row in rows], color=LIGHT["ink"])
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), xlabel=f"share of each class's {result['split']} images")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2, handlelength=1.4)
     return figure
 
 
@@ -114,7 +117,7 @@ def compared(found: Record) -> Figure:
 
     mean = [np.nanmean([number(v) for v in row["accuracy"]] or [math.nan]) for row in found["classes"]]
     order = np.argsort(mean)
-    figure = Figure(figsize=(6.4, 1.3 + 0.28 * len(order)))
+    figure = Figure(figsize=(5.2, 1.1 + 0.25 * len(order)))
     axes = figure.subplots()
     looks = zip(("accent", "second", "right", "muted", "wrong", "ink"), "osD^vP", strict=True)
     for i, (run, (color, marker)) in enumerate(zip(found["runs"], looks, strict=False)):
@@ -122,7 +125,7 @@ def compared(found: Record) -> Figure:
         axes.plot(
             values, np.arange(len(order)), ls="", marker=marker, color=LIGHT[color], label=shortened(run["name"], 30)
         )
-    axes.set_yticks(np.arange(len(order)), [shortened(found["classes"][c]["name"]) for c in order])
+    axes.set_yticks(np.arange(len(order)), [shortened(found["classes"][c]["name"], LONGEST) for c in order])
     axes.set(ylim=(len(order) - 0.5, -0.5), xlabel="accuracy")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
@@ -137,7 +140,7 @@ def confusion(result: Record) -> Figure:
     matrix = np.array(result["confusion_matrix"], np.int64)  # [true, predicted]
     shares = row_shares(matrix)
     count = len(matrix)
-    names = [shortened(row["name"]) for row in result["classes"]]
+    names = [shortened(row["name"], LONGEST) for row in result["classes"]]
     figure = Figure(figsize=(7, 7) if count > 6 else (4.6, 4.6))
     axes = figure.subplots()
     axes.grid(False)
@@ -164,8 +167,8 @@ def confusion(result: Record) -> Figure:
     return figure
 
 
-def pictures(images: NDArray[np.uint8], captions: Sequence[tuple[str, bool]], columns: int = 8) -> Figure:
-    """Pictures [n, H, W, 3], each over a caption of two lines and whether it tells of a right answer."""
+def grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, bool]], columns: int = 8) -> Figure:
+    """Images [H, W, 3], each over a caption of two lines and whether it tells of a right answer."""
     from matplotlib.figure import Figure
 
     columns = max(1, min(columns, len(images)))
@@ -174,19 +177,14 @@ def pictures(images: NDArray[np.uint8], captions: Sequence[tuple[str, bool]], co
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for i, (picture, (caption, right)) in enumerate(zip(images, captions, strict=True)):
+    for i, (image, (caption, right)) in enumerate(zip(images, captions, strict=True)):
         x, y = 1.25 * (i % columns) + 0.1, 1.72 * (i // columns) + 0.08
-        axes.imshow(picture, extent=(x, x + 1.05, y + 1.05, y), interpolation="nearest")
+        axes.imshow(image, extent=(x, x + 1.05, y + 1.05, y), interpolation="nearest")
         color = LIGHT["ink"] if right else LIGHT["wrong"]
         axes.text(x + 0.525, y + 1.12, caption, fontsize=7.5, ha="center", va="top", color=color)
     axes.set(xlim=(0, 1.25 * columns), ylim=(1.72 * max(rows, 1), 0))
     axes.set_aspect("auto")
     return figure
-
-
-def hardest(result: Record) -> list[Record]:
-    """The classes of ``evaluation.json``, lowest accuracy first; those without pictures last."""
-    return sorted(result["classes"], key=lambda row: math.inf if row["accuracy"] is None else row["accuracy"])
 
 
 def row_shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -9,8 +9,13 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator
-from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from job.display import text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +46,11 @@ DARK = {
 }
 """Colours by role; blue and orange are told apart with any kind of colour vision. Contrast of text is 4.5 or more."""
 
-LONGEST = 18  # characters of a class name beside an axis
+FILTERS = (
+    *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
+    *(text.percent, text.plural, text.shortened, text.tally, text.rounded),
+)
+"""what a template may put a value through"""
 
 
 @contextlib.contextmanager
@@ -85,7 +94,7 @@ def to_png(figure: Figure, dpi: int = 160) -> bytes:
     return file.getvalue()
 
 
-def to_svg(figure: Figure, name: str, label: str) -> str:
+def to_svg(figure: Figure, name: str, label: str) -> Markup:
     """The figure as an ``<svg>`` element whose colours are the page's variables and whose text is text.
 
     ``name`` makes its identifiers differ from those of other figures; ``label`` is what a screen reader says.
@@ -105,13 +114,27 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = re.sub(
         r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"', r"<svg \1", svg, count=1
     )
-    return re.sub(r"^<svg[^>]*>", lambda tag: _labelled(tag[0], label), svg, count=1)
+    return Markup(re.sub(r"^<svg[^>]*>", lambda tag: _labelled(tag[0], label), svg, count=1))  # noqa: S704 (matplotlib escapes)
 
 
 def _labelled(tag: str, label: str) -> str:
     box = re.search(r'viewBox="[^"]*"', tag)
     xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return f'<svg {xmlns} {box[0] if box else ""} role="img" aria-label="{escape(label)}">'
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from the file ``template``. What ``values`` hold is escaped, but for what is Markup."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for word in FILTERS:
+        environment.filters[word.__name__] = word
+    return environment.get_template(template).render(values, light=LIGHT, dark=DARK)
 
 
 def text_on(paper: str, heat: str, share: float) -> str:
@@ -125,9 +148,3 @@ def text_on(paper: str, heat: str, share: float) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in channels)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"
-
-
-def shortened(name: str, longest: int = LONGEST) -> str:
-    """``name`` without what a class name must not do to a figure: be long, or break lines."""
-    name = " ".join(name.split())
-    return name if len(name) <= longest else name[: longest - 1] + "…"

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import flat, recipe
+from job.evaluation import reference
 from job.runs import reader
 from job.runs.reader import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A finished run, with what it said of each test picture."""
+    """A finished run, with what it said of each test image."""
 
     run: Run
     name: str
@@ -34,7 +35,7 @@ class Finished:
 
 
 def read(paths: Sequence[Path]) -> list[Finished]:
-    """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same pictures."""
+    """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same images."""
     runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]
     names = [run.name for run in runs]
     found = []
@@ -64,7 +65,7 @@ def _predictions(run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _require_same_data(first: Finished, other: Finished) -> None:
     pair = f"{first.name} and {other.name}"
-    mend = "compare runs that were tested on the same pictures"
+    mend = "compare runs that were tested on the same images"
     ours, theirs = ([row["name"] for row in one.run.evaluation["classes"]] for one in (first, other))
     if ours != theirs:
         only = sorted(set(ours) ^ set(theirs))
@@ -72,9 +73,9 @@ def _require_same_data(first: Finished, other: Finished) -> None:
         raise UserError(f"{pair} have different classes ({what})", mend)
     prints = [one.run.evaluation.get("data") for one in (first, other)]
     if not np.array_equal(first.labels, other.labels):
-        raise UserError(f"{pair} were tested on different pictures (their true classes differ)", mend)
+        raise UserError(f"{pair} were tested on different images (their true classes differ)", mend)
     if None not in prints and prints[0] != prints[1]:
-        raise UserError(f"{pair} used different data (the pictures' fingerprints differ)", mend)
+        raise UserError(f"{pair} used different data (the images' fingerprints differ)", mend)
 
 
 def compare(runs: Sequence[Finished]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def compare(runs: Sequence[Finished]) -> dict[str, Any]:
 
 def _facts(one: Finished) -> dict[str, Any]:
     run, result = one.run, one.run.evaluation
-    published = run.published
+    published = reference.published(run)
     return {
         "name": one.name,
         "path": str(run.path),
@@ -124,11 +125,11 @@ def _pair(a: Finished, b: Finished) -> dict[str, Any]:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Probability of a split at least as uneven among the pictures that one of two models gets right and one does not,
+    """Probability of a split at least as uneven among the images that one of two models gets right and one does not,
     if both were equally good.
 
     Q. McNemar, Psychometrika 12 (1947), pp. 153-157; here the exact, two-sided binomial test in place of the
-    chi-squared approximation, which pictures in the thousands do not call for.
+    chi-squared approximation, which images in the thousands do not call for.
     """
     total, fewer = only_first + only_second, min(only_first, only_second)
     term = 1

@@ -12,10 +12,6 @@ from typing import Any
 
 from job.config import command_line
 from job.config.errors import UserError
-from job.data.cifar10 import CLASSES as CIFAR10
-
-PUBLISHED = {"simple_cnn": 0.58, "vgg16": 0.8015}
-"""Test accuracy on CIFAR-10 that the reference notebook gives, over all classes; it gives none per class."""
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
@@ -119,12 +115,6 @@ class Run:
                 before = line["step"]
         return total
 
-    @property
-    def published(self) -> float | None:
-        """The reference's accuracy for this model, where as many pictures of each class were tested as CIFAR-10 has."""
-        classes = {row["name"]: row["images"] for row in self.evaluation.get("classes", [])}
-        return PUBLISHED.get(self.model) if classes == dict.fromkeys(CIFAR10, 1000) else None
-
 
 def read(path: Path) -> Run:
     """The run in ``path``, finished or not. Raises UserError when there is none."""
@@ -174,13 +164,3 @@ def read_lines(path: Path) -> Iterator[Record]:
 def number(value: Any, missing: float = math.nan) -> float:
     """``value`` as a float; ``missing`` for what is no finite number."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else missing
-
-
-def duration(seconds: float) -> str:
-    """Such as "41 s", "3 min 5 s", "2 h 11 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

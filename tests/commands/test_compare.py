@@ -12,15 +12,15 @@ from support import browser, run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
-from job import compare
 from job.data.cifar10 import CLASSES as CIFAR10
+from job.display import comparison_page
 from job.evaluation import comparison
 from job.evaluation.comparison import mcnemar
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three seeds of one recipe and one run of another, on the same 10,000 pictures."""
+    """Three seeds of one recipe and one run of another, on the same 10,000 images."""
     folder = tmp_path_factory.mktemp("runs")
     kinds: dict[str, dict[str, Any]] = {f"small-{seed}": {"seed": seed, "skill": 0.57} for seed in (1, 2, 3)}
     kinds["vgg"] = {"model": "vgg16", "skill": 0.8, "seed": 9}
@@ -40,12 +40,12 @@ def test_mcnemars_test_is_the_exact_two_sided_binomial_test() -> None:
     assert mcnemar(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
     assert mcnemar(9, 1) == mcnemar(1, 9)
     assert mcnemar(0, 6) == pytest.approx(2 / 2**6)
-    # With many pictures it comes close to the chi-squared approximation with continuity correction (3.841: p = 0.05).
+    # With many images it comes close to the chi-squared approximation with continuity correction (3.841: p = 0.05).
     assert mcnemar(452, 513) == pytest.approx(0.0535, abs=2e-4)
     assert mcnemar(0, 100_000) == 0
 
 
-def test_pairs_count_the_pictures_that_only_one_run_has_right(runs: dict[str, Path]) -> None:
+def test_pairs_count_the_images_that_only_one_run_has_right(runs: dict[str, Path]) -> None:
     found = compared(runs["small-1"], runs["vgg"])
     (pair,) = found["pairs"]
     accuracies = [run["accuracy"] for run in found["runs"]]
@@ -94,11 +94,11 @@ def test_each_run_stands_against_the_published_number_of_its_model(runs: dict[st
     [
         ({"classes": (*CIFAR10[:9], "lorry")}, "have different classes (only one has lorry, truck)"),
         ({"classes": CIFAR10[::-1]}, "have different classes (their order differs)"),
-        ({"images": 9999}, "were tested on different pictures"),
+        ({"images": 9999}, "were tested on different images"),
         ({"data": "another"}, "used different data"),
         ({"finished": False}, "is not finished (running)"),
     ],
-    ids=["classes", "order", "pictures", "fingerprint", "not finished"],
+    ids=["classes", "order", "images", "fingerprint", "not finished"],
 )
 def test_what_cannot_be_compared_is_refused_with_the_reason(
     runs: dict[str, Path], other: dict[str, Any], reason: str, tmp_path: Path
@@ -126,6 +126,15 @@ def test_the_command_shows_tables_and_writes_page_and_json(runs: dict[str, Path]
     assert "exact and two-sided" in (tmp_path / "new" / "comparison.html").read_text()
 
 
+def test_a_file_that_cannot_be_written_is_named_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", tmp_path / "file" / "results.md")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path / 'file' / 'results.md'} cannot be written")
+    assert done.stderr.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "comparison.html", "comparison.json"}
+
+
 def test_runs_of_the_same_name_are_told_apart_and_one_named_twice_is_one(runs: dict[str, Path], tmp_path: Path) -> None:
     path = run_directories.write(tmp_path / "small-1", classes=CIFAR10, images=10_000)
     names = [one.name for one in comparison.read([path, runs["small-1"], path])]
@@ -146,7 +155,7 @@ def test_in_a_browser_the_page_complains_of_nothing_fetches_nothing_and_fits(
 ) -> None:
     read = comparison.read(list(runs.values()))
     file = tmp_path / "comparison.html"
-    file.write_text(compare.html(comparison.compare(read), read))
+    file.write_text(comparison_page.html(comparison.compare(read), read))
     window.open(file, width=width)
     assert window.complaints() == []
     assert window.requests() == [file.as_uri()]

@@ -23,7 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     for folder in ("job", "launch", "slurm", "configs"):
         shutil.copytree(ROOT / folder, repository / folder, ignore=shutil.ignore_patterns("__pycache__"))
     # Drawing a report takes seconds of each job, and says nothing here.
-    (repository / "job" / "report.py").write_text("def write(path):\n    return path\n")
+    (repository / "job" / "display" / "run_page.py").write_text("def write(path):\n    return path\n")
     home, scratch = directory / "home", directory / "scratch"
     home.mkdir()
     scratch.mkdir()

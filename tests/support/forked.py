@@ -58,9 +58,9 @@ def _become(arguments: list[str], environment: dict[str, str], out: str, error: 
     os.chdir("/")
     script, repository = Path(arguments[0]), Path(__file__).resolve().parents[2]
     others = [path for path in sys.path if not Path(path).is_relative_to(repository) or "site-packages" in path]
-    if not report:
+    if not report and script.name == "train.py":
         sys.path[:] = [str(repository), *others]
-        importlib.import_module("job.report").write = lambda *_: None
+        importlib.import_module("job.display.run_page").write = lambda *_: None
     sys.path[:] = [str(script.parent), *others]
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")

@@ -30,9 +30,9 @@ def write(
     skill: float = 0.6,
     data: str = "fingerprint",
 ) -> Path:
-    """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test pictures.
+    """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test images.
 
-    ``loss`` replaces all training losses; what the test pictures are depends on ``data`` alone.
+    ``loss`` replaces all training losses; what the test images are depends on ``data`` alone.
     """
     path.mkdir(parents=True)
     settings = Config(
@@ -78,8 +78,8 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
     confidence = torch.rand(images, generator=draw)
     predictions = Predictions(predicted, confidence, torch.ones(images), labels)
-    pictures = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8).permute(0, 3, 1, 2)
-    samples.keep(path, Split(pictures, labels, torch.arange(images)), predictions)
+    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8).permute(0, 3, 1, 2)
+    samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     tensors = {"predicted": predicted, "confidence": confidence, "labels": labels}
     files.save_weights(path / "predictions.safetensors", tensors)
     best = {"epoch": epochs, "accuracy": skill}

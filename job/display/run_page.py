@@ -1,0 +1,149 @@
+"""The report of a run: ``report.html``, one file that needs nothing else, and its figures as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.display import figures, theme
+from job.display.text import NOTHING, decimals, hardest_named, listed, percent, rounded, shortened
+from job.evaluation import reference, samples
+from job.evaluation.samples import Samples
+from job.runs import reader
+from job.runs.files import write_whole
+from job.runs.reader import Record, Run
+
+
+class Shown(NamedTuple):
+    """A test image, and what the model said of it."""
+
+    pixels: NDArray[np.uint8]
+    """[H, W, 3]"""
+    true: str
+    said: str
+    sure: float
+    """probability of ``said``"""
+
+    @property
+    def right(self) -> bool:
+        return self.true == self.said
+
+    @property
+    def source(self) -> str:
+        """The image within a page."""
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, "png", optimize=True)
+        return _embedded(file.getvalue())
+
+
+def write(path: Path) -> Path:
+    """Write ``report.html`` and ``figures/`` into the run directory ``path``; returns the page's path.
+
+    Raises UserError when there is no run, and OSError when it cannot be written.
+    """
+    run = reader.read(path)
+    published, page = reference.published(run), path / "report.html"
+    shown = {name: _shown(run.evaluation, some) for name, some in samples.read(path).items() if run.evaluation}
+    (path / "figures").mkdir(exist_ok=True)
+    with theme.style():
+        drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)}
+        drawn["accuracy"] = figures.accuracy(run, published)
+        if run.evaluation:
+            drawn["classes"] = figures.classes(run.evaluation, published)
+        embedded = list(drawn)
+        if run.evaluation:
+            drawn["confusion_matrix"] = figures.confusion(run.evaluation)
+        for name, some in shown.items():
+            if some:
+                drawn[name] = figures.grid([one.pixels for one in some], [(_caption(one), one.right) for one in some])
+        pngs = {name: theme.to_png(figure) for name, figure in drawn.items()}
+        svgs = {name: theme.to_svg(drawn[name], name, _spoken(run, name)) for name in embedded}
+    for name, png in pngs.items():
+        (path / "figures" / f"{name}.png").write_bytes(png)
+    few = 0 < len(run.evaluation.get("classes", [])) <= figures.MOST_COUNTS
+    html = theme.render(
+        "report.html.jinja",
+        run=run,
+        result=run.evaluation,
+        published=published,
+        best=_best(run),
+        svgs=svgs,
+        heat=_heat(run.evaluation["confusion_matrix"]) if few else [],
+        heat_image="" if few or not run.evaluation else _embedded(pngs["confusion_matrix"]),
+        shown={"grid": [], "mistakes": []} | shown,
+        again=_again(run),
+        given=shlex.join(run.environment.get("command", [])),
+        config=(path / "config.yaml").read_text(),
+        facts=_facts(run),
+    )
+    write_whole(page, html)
+    return page
+
+
+def _shown(result: Record, some: Samples) -> list[Shown]:
+    names = [row["name"] for row in result["classes"]]
+    fields = zip(some.pictures, some.labels, some.predicted, some.confidence, strict=True)
+    return [Shown(pixels, names[label], names[said], float(sure)) for pixels, label, said, sure in fields]
+
+
+def _caption(one: Shown) -> str:
+    truth = "right" if one.right else f"truly {shortened(one.true, 16)}"
+    return f"{shortened(one.said, 16)} {percent(one.sure, 0)}\n{truth}"
+
+
+def _spoken(run: Run, name: str) -> str:
+    """What a figure shows, for those who do not see it."""
+    epochs = run.lines("validation")
+    if name == "classes":
+        return f"Accuracy per class, hardest first: {listed(hardest_named(run.evaluation))}; all are in the table below"
+    if name == "throughput":
+        return f"Throughput over time, median {rounded(run.images_per_second)} images a second"
+    if not epochs:
+        return f"{name.capitalize()}: no epoch is finished yet"
+    first, last = (f"{decimals(line.get(name))} after epoch {line['epoch']}" for line in (epochs[0], epochs[-1]))
+    return f"Validation {name} from {first} to {last}"
+
+
+def _best(run: Run) -> dict[str, Any] | None:
+    lines = [line for line in run.lines("validation") if line.get("accuracy") is not None]
+    return max(lines, key=lambda line: line["accuracy"], default=None)
+
+
+def _heat(counts: list[list[int]]) -> list[list[tuple[int, float, str, str]]]:
+    """Of each cell of a confusion matrix: its count, the share of its row, and the text's colour on light and dark."""
+    shares = figures.row_shares(np.array(counts, np.int64))
+
+    def cell(count: int, share: float) -> tuple[int, float, str, str]:
+        light, dark = (theme.text_on(colors["paper"], colors["heat"], share) for colors in (theme.LIGHT, theme.DARK))
+        return count, share, light, dark
+
+    return [list(map(cell, *row)) for row in zip(counts, shares.tolist(), strict=True)]
+
+
+def _again(run: Run) -> str:
+    """The commands that repeat the run."""
+    world_size, commit = run.environment.get("world_size", 1), run.environment.get("git_commit")
+    launch = "python" if world_size == 1 else f"accelerate launch --num_processes {world_size}"
+    options = ["--config", str(run.path / "config.yaml"), "--run.dir", f"runs/{run.name}-again"]
+    return (f"git checkout {commit}\n" if commit else "") + f"{launch} job/train.py {shlex.join(options)}"
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What the run ran on."""
+    return [
+        (key.replace("_", " "), ", ".join(map(str, value if isinstance(value, list) else [value])))
+        for key, value in ((k, NOTHING if v is None else v) for k, v in run.environment.items())
+        if key not in ("command", "attempts")
+    ]
+
+
+def _embedded(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

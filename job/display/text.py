@@ -1,0 +1,74 @@
+"""Numbers and names in words, the same wherever they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from job.runs.reader import Record
+
+NOTHING = "-"
+"""in place of a number that there is not; every terminal has it"""
+
+
+def duration(seconds: float) -> str:
+    """Such as "41 s", "3 min 5 s", "2 h 11 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def percent(share: object, digits: int = 1) -> str:
+    """A fraction such as "57.9%"."""
+    return f"{share:.{digits}%}" if isinstance(share, (int, float)) else NOTHING
+
+
+def decimals(value: object) -> str:
+    """Such as "1.2345", as a loss is shown."""
+    return f"{value:.4f}" if isinstance(value, (int, float)) else NOTHING
+
+
+def rounded(value: object) -> str:
+    """Such as "10,000": a number without what follows its point."""
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else NOTHING
+
+
+def plural(count: int, word: str, ending: str = "s") -> str:
+    """Such as "1 start", "1,000 starts"."""
+    return f"{count:,} {word}{'' if count == 1 else ending}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Such as "a, b and c"."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def tally(names: Sequence[str]) -> str:
+    """Such as "2 × this, 1 × that", in the order in which they first come."""
+    return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+
+
+def shortened(name: str, longest: int = 40) -> str:
+    """``name`` without what a class name must not do to a line or a figure: be long, or break lines."""
+    name = " ".join(name.split())
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
+def hardest(result: Record) -> list[Record]:
+    """The classes of ``evaluation.json``, lowest accuracy first; those without images last."""
+    return sorted(result["classes"], key=lambda row: math.inf if row["accuracy"] is None else row["accuracy"])
+
+
+def hardest_named(result: Record, most: int = 3) -> list[str]:
+    """The hardest classes that have images, such as "cat (31.2%)"."""
+    rows = [row for row in hardest(result) if row["accuracy"] is not None][:most]
+    return [f"{shortened(row['name'])} ({percent(row['accuracy'])})" for row in rows]
+
+
+def mistake(confusion: dict[str, Any]) -> str:
+    """One of the ``top_confusions`` of ``evaluation.json``, such as "cat taken for dog"."""
+    return f"{shortened(confusion['true'])} taken for {shortened(confusion['predicted'])}"

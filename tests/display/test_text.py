@@ -1,0 +1,54 @@
+"""Words and numbers that terminal, page and documentation have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from job.display import text, theme
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.04, "0.0 s"),
+        (9.96, "10.0 s"),
+        (41.2, "41 s"),
+        (59.6, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (7_870, "2 h 11 min"),
+        (400_000, "111 h 6 min"),
+    ],
+)
+def test_a_duration_has_the_two_units_that_matter(seconds: float, words: str) -> None:
+    assert text.duration(seconds) == words
+
+
+def test_what_was_not_measured_is_a_dash_and_zero_is_not() -> None:
+    for shown in (text.percent, text.decimals, text.rounded):
+        assert shown(None) == shown("damaged") == "-"
+    assert (text.percent(0), text.decimals(0.0), text.rounded(0)) == ("0.0%", "0.0000", "0")
+
+
+def test_a_list_reads_as_it_is_said() -> None:
+    assert [text.listed(words) for words in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "",
+        "a",
+        "a and b",
+        "a, b and c",
+    ]
+
+
+def test_a_class_without_images_is_last_and_never_called_hard() -> None:
+    result = {"classes": [{"name": n, "accuracy": a} for n, a in (("a", None), ("b", 0.5), ("c\nc", 0.25))]}
+    assert [row["name"] for row in text.hardest(result)] == ["c\nc", "b", "a"]
+    assert text.hardest_named(result) == ["c c (25.0%)", "b (50.0%)"]
+
+
+def test_a_page_escapes_what_it_is_given_and_lacks_nothing_silently() -> None:
+    names = {"runs": [{"name": "<b>\"'&"}], "best": {"name": "<i>", "accuracy": 0.5}, "images": 2, "figure": None}
+    page = theme.render("comparison.html.jinja", **names, tables=[])
+    assert "&lt;b&gt;&#34;&#39;&amp;" in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    with pytest.raises(Exception, match="'tables' is undefined"):
+        theme.render("comparison.html.jinja", **names)
