@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from job.display.text import duration, hardest_named, mistake, percent
+from job.runs.records import Evaluation
 
 PLAIN_EVERY = 30.0
 """seconds between progress lines when the output is no terminal"""
@@ -67,7 +68,7 @@ class Console:
         for line in capture.get().rstrip().splitlines():
             self._to_log(line.rstrip())
 
-    def result(self, result: dict[str, Any]) -> None:
+    def result(self, result: Evaluation) -> None:
         """The content of ``evaluation.json``: every class, and what is hard."""
         block = "━" if self._screen.encoding.startswith("utf") else "#"
         self.show(lambda width: class_table(result, width, block))
@@ -137,7 +138,7 @@ _COLUMNS = {"accuracy": 10, "95% interval": 17, "images": 8, "precision": 11, "F
 """columns that each takes of the screen, the most important first"""
 
 
-def class_table(result: dict[str, Any], width: int = PLAIN_WIDTH, block: str = "#") -> Table:
+def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") -> Table:
     """Accuracy per class with bars of ``block``; what matters less goes first where ``width`` columns are few."""
     low, high = result["interval"]
     table = Table(
@@ -162,10 +163,9 @@ def class_table(result: dict[str, Any], width: int = PLAIN_WIDTH, block: str = "
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in result["classes"]:
-        low, high = row["interval"] or (None, None)
         values = {
             "accuracy": percent(row["accuracy"]),
-            "95% interval": f"{percent(low)} - {percent(high)}",
+            "95% interval": " - ".join(percent(end) for end in row["interval"] or (None, None)),
             "images": f"{row['images']:,}",
             "precision": percent(row["precision"]),
             "F1": percent(row["f1"]),

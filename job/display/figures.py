@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from job.display.text import hardest, percent, shortened
 from job.display.theme import LIGHT, text_on
 from job.runs.reader import Record, Run, number
+from job.runs.records import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,7 @@ def throughput(run: Run) -> Figure:
     return _finished(figure, axes, run, x, xlabel)
 
 
-def classes(result: Record, published: float | None = None) -> Figure:
+def classes(result: Evaluation, published: float | None = None) -> Figure:
     """Accuracy per class as bars with 95% intervals, the hardest first; ``result`` is of ``evaluation.json``."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -132,7 +133,7 @@ def compared(found: Record) -> Figure:
     return figure
 
 
-def confusion(result: Record) -> Figure:
+def confusion(result: Evaluation) -> Figure:
     """The confusion matrix as a heat map, coloured by the share of the true class; ``result`` as for ``classes``."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure

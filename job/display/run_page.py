@@ -17,7 +17,8 @@ from job.evaluation import reference, samples
 from job.evaluation.samples import Samples
 from job.runs import reader
 from job.runs.files import write_whole
-from job.runs.reader import Record, Run
+from job.runs.reader import Run
+from job.runs.records import Evaluation
 
 
 class Shown(NamedTuple):
@@ -51,16 +52,17 @@ def write(path: Path) -> Path:
     """
     run = reader.read(path)
     published, page = reference.published(run), path / "report.html"
-    shown = {name: _shown(run.evaluation, some) for name, some in samples.read(path).items() if run.evaluation}
+    result = run.evaluation
+    shown = {name: _shown(result, some) for name, some in samples.read(path).items() if result}
     (path / "figures").mkdir(exist_ok=True)
     with theme.style():
         drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)}
         drawn["accuracy"] = figures.accuracy(run, published)
-        if run.evaluation:
-            drawn["classes"] = figures.classes(run.evaluation, published)
+        if result:
+            drawn["classes"] = figures.classes(result, published)
         embedded = list(drawn)
-        if run.evaluation:
-            drawn["confusion_matrix"] = figures.confusion(run.evaluation)
+        if result:
+            drawn["confusion_matrix"] = figures.confusion(result)
         for name, some in shown.items():
             if some:
                 drawn[name] = figures.grid([one.pixels for one in some], [(_caption(one), one.right) for one in some])
@@ -68,16 +70,16 @@ def write(path: Path) -> Path:
         svgs = {name: theme.to_svg(drawn[name], name, _spoken(run, name)) for name in embedded}
     for name, png in pngs.items():
         (path / "figures" / f"{name}.png").write_bytes(png)
-    few = 0 < len(run.evaluation.get("classes", [])) <= figures.MOST_COUNTS
+    few = result is not None and len(result["classes"]) <= figures.MOST_COUNTS
     html = theme.render(
         "report.html.jinja",
         run=run,
-        result=run.evaluation,
+        result=result or {},
         published=published,
         best=_best(run),
         svgs=svgs,
-        heat=_heat(run.evaluation["confusion_matrix"]) if few else [],
-        heat_image="" if few or not run.evaluation else _embedded(pngs["confusion_matrix"]),
+        heat=_heat(result["confusion_matrix"]) if result and few else [],
+        heat_image="" if few or not result else _embedded(pngs["confusion_matrix"]),
         shown={"grid": [], "mistakes": []} | shown,
         again=_again(run),
         given=shlex.join(run.environment.get("command", [])),
@@ -88,7 +90,7 @@ def write(path: Path) -> Path:
     return page
 
 
-def _shown(result: Record, some: Samples) -> list[Shown]:
+def _shown(result: Evaluation, some: Samples) -> list[Shown]:
     names = [row["name"] for row in result["classes"]]
     fields = zip(some.pictures, some.labels, some.predicted, some.confidence, strict=True)
     return [Shown(pixels, names[label], names[said], float(sure)) for pixels, label, said, sure in fields]
@@ -102,7 +104,7 @@ def _caption(one: Shown) -> str:
 def _spoken(run: Run, name: str) -> str:
     """What a figure shows, for those who do not see it."""
     epochs = run.lines("validation")
-    if name == "classes":
+    if name == "classes" and run.evaluation:
         return f"Accuracy per class, hardest first: {listed(hardest_named(run.evaluation))}; all are in the table below"
     if name == "throughput":
         return f"Throughput over time, median {rounded(run.images_per_second)} images a second"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from job.runs.reader import Record
+from job.runs.records import ClassRow, Confusion, Evaluation
 
 NOTHING = "-"
 """in place of a number that there is not; every terminal has it"""
@@ -58,17 +57,17 @@ def shortened(name: str, longest: int = 40) -> str:
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 
-def hardest(result: Record) -> list[Record]:
+def hardest(result: Evaluation) -> list[ClassRow]:
     """The classes of ``evaluation.json``, lowest accuracy first; those without images last."""
     return sorted(result["classes"], key=lambda row: math.inf if row["accuracy"] is None else row["accuracy"])
 
 
-def hardest_named(result: Record, most: int = 3) -> list[str]:
+def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
     """The hardest classes that have images, such as "cat (31.2%)"."""
     rows = [row for row in hardest(result) if row["accuracy"] is not None][:most]
     return [f"{shortened(row['name'])} ({percent(row['accuracy'])})" for row in rows]
 
 
-def mistake(confusion: dict[str, Any]) -> str:
+def mistake(confusion: Confusion) -> str:
     """One of the ``top_confusions`` of ``evaluation.json``, such as "cat taken for dog"."""
     return f"{shortened(confusion['true'])} taken for {shortened(confusion['predicted'])}"

@@ -19,6 +19,7 @@ from job.config.settings import flat, recipe
 from job.evaluation import reference
 from job.runs import reader
 from job.runs.reader import Run
+from job.runs.records import Evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Finished:
     """A finished run, with what it said of each test image."""
 
     run: Run
+    result: Evaluation
     name: str
     """unlike those of the others"""
     labels: NDArray[np.int64]
@@ -45,7 +47,7 @@ def read(paths: Sequence[Path]) -> list[Finished]:
             raise UserError(f"{run.path} is not finished ({state})", "let it finish, or leave it out")
         labels, predicted = _predictions(run)
         name = run.name if names.count(run.name) == 1 else str(run.path)
-        found.append(Finished(run, name, labels, labels == predicted))
+        found.append(Finished(run, run.evaluation, name, labels, labels == predicted))
     for other in found[1:]:
         _require_same_data(found[0], other)
     return found
@@ -66,12 +68,12 @@ def _predictions(run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def _require_same_data(first: Finished, other: Finished) -> None:
     pair = f"{first.name} and {other.name}"
     mend = "compare runs that were tested on the same images"
-    ours, theirs = ([row["name"] for row in one.run.evaluation["classes"]] for one in (first, other))
+    ours, theirs = ([row["name"] for row in one.result["classes"]] for one in (first, other))
     if ours != theirs:
         only = sorted(set(ours) ^ set(theirs))
         what = f"only one has {', '.join(only[:3])}" if only else "their order differs"
         raise UserError(f"{pair} have different classes ({what})", mend)
-    prints = [one.run.evaluation.get("data") for one in (first, other)]
+    prints = [one.result.get("data") for one in (first, other)]
     if not np.array_equal(first.labels, other.labels):
         raise UserError(f"{pair} were tested on different images (their true classes differ)", mend)
     if None not in prints and prints[0] != prints[1]:
@@ -84,7 +86,7 @@ def compare(runs: Sequence[Finished]) -> dict[str, Any]:
         "runs": [_facts(one) for one in runs],
         "classes": [
             {"name": rows[0]["name"], "accuracy": [row["accuracy"] for row in rows]}
-            for rows in zip(*(one.run.evaluation["classes"] for one in runs), strict=True)
+            for rows in zip(*(one.result["classes"] for one in runs), strict=True)
         ],
         "pairs": [_pair(a, b) for a, b in itertools.combinations(runs, 2)],
         "repetitions": repetitions(runs),
@@ -92,7 +94,8 @@ def compare(runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _facts(one: Finished) -> dict[str, Any]:
-    run, result = one.run, one.run.evaluation
+    run, result = one.run, one.result
+    best = result.get("best_validation")
     published = reference.published(run)
     return {
         "name": one.name,
@@ -104,7 +107,7 @@ def _facts(one: Finished) -> dict[str, Any]:
         "interval": result["interval"],
         "published": published,
         "above_published": None if published is None else result["accuracy"] - published,
-        "best_validation": (result.get("best_validation") or {}).get("accuracy"),
+        "best_validation": best.get("accuracy") if best else None,
         "images_per_second": run.images_per_second,
         "seconds": run.seconds,
         "parameters": result.get("parameters"),
@@ -117,7 +120,7 @@ def _pair(a: Finished, b: Finished) -> dict[str, Any]:
     return {
         "first": a.name,
         "second": b.name,
-        "difference": b.run.evaluation["accuracy"] - a.run.evaluation["accuracy"],
+        "difference": b.result["accuracy"] - a.result["accuracy"],
         "only_first_right": only_a,
         "only_second_right": only_b,
         "p": mcnemar(only_a, only_b),
@@ -152,7 +155,7 @@ def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
         by_seed = {one.run.setting("train.seed"): one for one in reversed(group)}
         if len(by_seed) > 1:
             chosen = [one for one in group if one in by_seed.values()]
-            accuracies = [one.run.evaluation["accuracy"] for one in chosen]
+            accuracies = [one.result["accuracy"] for one in chosen]
             found.append(
                 {
                     "runs": [one.name for one in chosen],

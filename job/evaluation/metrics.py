@@ -27,13 +27,15 @@ def class_accuracy(predictions: Predictions, classes: int) -> list[float | None]
 def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **origin: Unpack[Origin]) -> Evaluation:
     """The content of ``evaluation.json``. A ratio without a denominator is None."""
     matrix = confusion_matrix(predictions, len(classes))
+    interval = wilson_interval(int(matrix.trace()), len(predictions.labels))
+    assert interval is not None
     images, predicted, correct = matrix.sum(1).tolist(), matrix.sum(0).tolist(), matrix.diagonal().tolist()
     return {
         "split": split,
         "images": len(predictions.labels),
         "loss": predictions.loss,
         "accuracy": predictions.accuracy,
-        "interval": wilson_interval(sum(correct), len(predictions.labels)),
+        "interval": interval,
         **origin,
         "classes": [
             {

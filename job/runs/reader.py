@@ -8,10 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from job.config import command_line
 from job.config.errors import UserError
+from job.runs.records import Evaluation
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
@@ -39,7 +40,8 @@ class Run:
     config: Record
     environment: Record
     metrics: list[Record]
-    evaluation: Record
+    evaluation: Evaluation | None
+    """None while the run is not finished"""
     status: Record
 
     @property
@@ -125,7 +127,7 @@ def read(path: Path) -> Run:
         command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
         read_json(path / "environment.json"),
         list(read_lines(path / "metrics.jsonl")),
-        read_json(path / "evaluation.json"),
+        cast(Evaluation, read_json(path / "evaluation.json")) or None,
         read_json(path / "status.json"),
     )
 

@@ -88,7 +88,7 @@ class Evaluation(Origin):
     images: int
     loss: float
     accuracy: float
-    interval: list[float] | None
+    interval: list[float]
     classes: list[ClassRow]
     confusion_matrix: list[list[int]]
     """[true, predicted]"""

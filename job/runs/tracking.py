@@ -81,7 +81,7 @@ class Tracking:
     def result(self, result: Evaluation, step: int) -> None:
         """Record the content of ``evaluation.json``, and the figures of the report if they were drawn."""
         accuracies = [row["accuracy"] for row in result["classes"]]
-        whole = {key: result[key] for key in ("split", "loss", "accuracy")} | {"class_accuracy": accuracies}  # type: ignore[literal-required]
+        whole = {key: result[key] for key in ("split", "loss", "accuracy")} | {"class_accuracy": accuracies}
         self._log(_scalars(whole, self._classes), step)
         figures = {name: self._run / "figures" / f"{name}.png" for name in IMAGES}
         for follower in self._followers:
