@@ -18,11 +18,11 @@ WARM_UP = 3
 
 
 class Graphs:
-    """A step's work as two graphs: pictures to gradient, and gradient to update. Between them ranks may exchange.
+    """A step's work as two graphs: images to gradient, and gradient to update. Between them ranks may exchange.
 
-    Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size are not taken.
+    Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size do not fit.
     ``exchanged``: where ranks leave each parameter's gradient for the update, if they do. ``warn`` hears when CUDA
-    cannot record, and then no step is taken. Where there is no CUDA the work is called in place of a graph, in the same
+    cannot record, and then no step fits. Where there is no CUDA the work is called in place of a graph, in the same
     order and on the same memory.
     """
 
@@ -42,7 +42,7 @@ class Graphs:
         self._part: Part | None = None  # the memory that the graph reads its rows from
         self._exchanged = exchanged
 
-    def take(self, parts: list[Part]) -> bool:
+    def fits(self, parts: list[Part]) -> bool:
         """Whether graphs do this step."""
         if self._failed or len({(len(part.rows), part.weight) for part in parts}) > 1:
             return False

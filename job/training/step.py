@@ -43,7 +43,8 @@ class Step:
         self._wrapped: Any = model
         self._exchange = None
         if choices.exchange in ("flat", "ordered"):
-            self._exchange = Exchange(settings, self._parameters, group, choices)
+            ordered = choices.exchange == "ordered"
+            self._exchange = Exchange(settings, self._parameters, group, ordered=ordered, shared=choices.shared_memory)
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
@@ -64,7 +65,7 @@ class Step:
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
         optimizers.set_learning_rate(self.optimizer, rate)
-        graphs = self._graphs if self._graphs is not None and self._graphs.take(parts) else None
+        graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else None
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
@@ -75,7 +76,7 @@ class Step:
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += graphs.gradient(part) if graphs else self.gradient(part)
             if self._exchange:
-                self._exchange.take(i)
+                self._exchange.collect(i)
         if self._exchange:
             self._exchange.give()
         if graphs:
