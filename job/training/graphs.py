@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from job.config.errors import first_line
 from job.data.batches import Part
 
 WARM_UP = 3
@@ -82,7 +83,7 @@ class Graphs:
             self._run_update = recorded(self._update, self._device)
             self._part = own
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             self._warn(f"CUDA cannot record the step as a graph ({reason}): its kernels are launched one by one")
             self._failed = True
         for parameter in self._parameters:

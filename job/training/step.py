@@ -40,16 +40,18 @@ class Step:
         self._scaled = group.accelerator.prepare_optimizer(self.optimizer) if group.accelerator.scaler else None
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        if settings.runtime.compile == "default":
+            model.compile()
         self._wrapped: Any = model
         self._exchange = None
-        if choices.exchange in ("flat", "ordered"):
-            ordered = choices.exchange == "ordered"
+        if choices.sums in ("flat", "ordered"):
+            ordered = choices.sums == "ordered"
             self._exchange = Exchange(settings, self._parameters, group, ordered=ordered, shared=choices.shared_memory)
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
             self._graphs = Graphs(self.gradient, self.update, self._parameters, group.device, sums, warn)
-        if choices.exchange == "overlapped":
+        if choices.sums == "overlapped":
             self._wrapped = group.accelerator.prepare_model(model)
             if settings.runtime.gradients == "bf16":
                 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook

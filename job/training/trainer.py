@@ -22,10 +22,12 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation import predictions
 from job.evaluation.metrics import class_accuracy
+from job.models import registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
 from job.runs.directory import DISK_FULL, RunDirectory
+from job.training.choices import choose
 from job.training.optimizers import learning_rate
 from job.training.step import Step
 
@@ -74,9 +76,20 @@ class Trainer:
         )
         saved = group.guarded(self._load, on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
-        weights = saved.model if saved else None
-        self.model, self.choices = form.build(settings, dataset, group, weights, pretrained=state is None)
-        at_hand = placed(dataset, group.device) if self.choices.pictures_on_device else dataset
+        size, classes = dataset.train.images.shape[-1], len(dataset.classes)
+        self.model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+        if state is None:
+            group.guarded(
+                lambda: weights.pretrained(settings.model, self.model, download=settings.data.download),
+                on=group.is_rank_zero,
+            )
+        said = form.fast(self.model, settings, image_size=size, device=group.device)
+        if saved is not None:
+            weights.load(self.model, saved.model, name="the checkpoint's weights")
+        self.model.to(group.device)
+        choices = choose(settings, self.model, dataset, group)
+        self.how = f"{', '.join(said)}, {choices}"
+        at_hand = placed(dataset, group.device) if choices.images_on_device else dataset
         self.batches = {
             name: Batches(
                 getattr(at_hand, name), settings.data, group.device, rank=group.rank, world_size=group.world_size
@@ -84,7 +97,7 @@ class Trainer:
             for name in ("train", "validation", "test")
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
-        self.step = Step(settings, self.model, self.batches["train"], group, self.choices, console.warn)
+        self.step = Step(settings, self.model, self.batches["train"], group, choices, console.warn)
         self.optimizer = self.step.optimizer
         self.progress = Progress()
         if state is not None:
@@ -330,15 +343,7 @@ class Trainer:
 
     def final_weights(self) -> dict[str, Tensor]:
         """The network's weights in its own form, on the CPU, for rank zero."""
-        return form.own_weights(
-            self.model,
-            self.choices,
-            self.settings,
-            self.dataset,
-            steps=self.progress.step - self.progress.skipped,
-            steps_per_epoch=self.steps_per_epoch,
-            warn=self.console.warn,
-        )
+        return form.own_weights(self.model.state_dict(), self.model)
 
 
 def _finite(value: float) -> float | None:
