@@ -122,15 +122,17 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
 
     def build() -> str:
         nonlocal model
+        import torch
+
         from job.models import registry, weights
-        from job.models.fast import collapse
+        from job.models.fast import form
 
         classes, size = (len(dataset.classes), dataset.train.images.shape[-1]) if dataset else (10, 32)
         model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
         weights.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
-        if collapse.collapses(settings, model, size):
-            collapse.collapse(model, features_once=settings.model.features_once)
+        device = "cuda" if shape.gpus and settings.runtime.device != "cpu" else "cpu"
+        form.fast(model, settings, image_size=size, device=torch.device(device))
         return f"{settings.model.name}, {registry.count_parameters(model):,} parameters, weights: {source}"
 
     checks += [_guarded("data", load), _guarded("model", build)]

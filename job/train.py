@@ -230,7 +230,7 @@ def _describe_plan(trainer: Trainer) -> str:
     return (
         f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
         f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}\nhow: {trainer.choices}"
+        f"{settings.train.batch_size}{went_on}\nhow: {trainer.how}"
     )
 
 

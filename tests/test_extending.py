@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from support.jobs import REPOSITORY, environment
 
@@ -39,8 +40,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def train(program: Path, *options: str) -> Path:
-    run = program / "runs" / "run"
+def train(program: Path, *options: str, name: str = "run") -> Path:
+    run = program / "runs" / name
     command = [sys.executable, "job/train.py", *options, "--run.trackers=[]", f"--run.dir={run}"]
     done = subprocess.run(command, cwd=program, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -73,6 +74,20 @@ def test_own_network_own_data_and_own_metric_work_together_as_the_page_shows(pro
         if (bins == i).any()
     ]
     assert result["calibration_error"] == pytest.approx(sum(gaps), abs=1e-5)
+
+
+def test_own_network_takes_images_smaller_than_vggs(program: Path) -> None:
+    noise = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 4)):
+        for shade, name in ((60, "dark"), (190, "light")):
+            folder = program / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = noise.integers(0, 60, (20, 20, 3), dtype=np.uint8) + np.uint8(shade)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    options = ["--model.name=tiny", "--data.source=folder", "--data.root=images", "--data.image_size=16"]
+    run = train(program, *options, "--train.epochs=1", "--train.batch_size=4", name="small")
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 8
 
 
 def test_an_archive_of_the_wrong_kind_is_one_line(program: Path) -> None:

@@ -212,8 +212,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
-        if self.model.name == "simple_cnn" and self.model.features_once:
-            raise UserError("model.features_once=true", "simple_cnn repeats none; use false, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":

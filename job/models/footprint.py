@@ -39,7 +39,7 @@ def checkpoint_bytes(settings: Config, model: nn.Module) -> int:
 
 
 def memory_bytes(settings: Config, model: nn.Module, images: int, image_size: int) -> dict[str, int]:
-    """Estimate, by kind, of what one process holds on its device with ``images`` pictures of ``image_size`` at once.
+    """Estimate, by kind, of what one process holds on its device with ``images`` of ``image_size`` pixels at once.
 
     Activations are what the layers put out, once for the backward pass and a quarter as much again for what is alive
     beside it; the kernels' workspace is not counted.

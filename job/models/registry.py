@@ -1,12 +1,13 @@
 """The table of networks.
 
-To add a network: write a function ``(classes: int) -> nn.Module`` and name it in ``BUILDERS`` (and in
-``config.Model.name``).
+To add one: write a function ``(classes: int) -> nn.Module`` and name it in ``NETWORKS`` (and in
+``config.settings.Model.name``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,25 +17,41 @@ from job.config.settings import Model
 from job.models.simple_cnn import SimpleCNN
 from job.models.vgg import vgg16, vgg16_bn
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {
-    "simple_cnn": SimpleCNN,
-    "vgg16": vgg16,
-    "vgg16_bn": vgg16_bn,
+
+@dataclass(frozen=True)
+class Network:
+    """How a network is built for so many classes, and the images that it takes."""
+
+    build: Callable[[int], nn.Module]
+    smallest: int = 1
+    """height and width in pixels of the smallest images"""
+    largest: int | None = None
+    """of the largest; None: any"""
+
+
+NETWORKS = {
+    "simple_cnn": Network(SimpleCNN, smallest=32, largest=32),
+    "vgg16": Network(vgg16, smallest=32),
+    "vgg16_bn": Network(vgg16_bn, smallest=32),
 }
 
 
 def build(settings: Model, *, classes: int, image_size: int, seed: int) -> nn.Module:
-    """The network with random weights that depend on ``seed`` alone.
+    """The network in its own form, with random weights that depend on ``seed`` alone.
 
-    Raises UserError when pictures of ``image_size`` pixels do not fit it.
+    Raises UserError when images of ``image_size`` x ``image_size`` pixels do not fit it.
     """
-    if settings.name == "simple_cnn" and image_size != 32:
-        raise UserError(f"data.image_size={image_size}", "simple_cnn takes pictures of 32 pixels; use 32, or vgg16")
-    if settings.name != "simple_cnn" and image_size < 32:
-        raise UserError(f"data.image_size={image_size}", f"{settings.name} takes pictures of 32 pixels or more")
+    network = NETWORKS[settings.name]
+    smallest, largest = network.smallest, network.largest
+    if image_size < smallest or (largest is not None and image_size > largest):
+        beyond = " or more" if largest is None else f" to {largest}" if largest > smallest else ""
+        raise UserError(
+            f"data.image_size={image_size}",
+            f"{settings.name} takes images of {smallest}{beyond} pixels; give that, or another model.name",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return BUILDERS[settings.name](classes)
+        return network.build(classes)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -10,12 +10,22 @@ from torch import Tensor, nn
 
 def vgg16(classes: int) -> nn.Module:
     """torchvision's VGG16 with a last layer for ``classes``: 134,301,514 parameters at ten."""
-    return _with_head("vgg16", classes)
+    return _for_classes("vgg16", classes)
 
 
 def vgg16_bn(classes: int) -> nn.Module:
     """torchvision's VGG16 with batch normalisation."""
-    return _with_head("vgg16_bn", classes)
+    return _for_classes("vgg16_bn", classes)
+
+
+def _for_classes(name: str, classes: int) -> nn.Module:
+    from torchvision.models import get_model  # seconds that SimpleCNN need not wait
+
+    model: Any = get_model(name, weights=None)
+    model.avgpool = MatrixPool(model.avgpool)
+    model.classifier[6] = nn.Linear(4096, classes)
+    network: nn.Module = model
+    return network
 
 
 class MatrixPool(nn.Module):
@@ -35,19 +45,3 @@ class MatrixPool(nn.Module):
             weights = self.pool(torch.eye(h * w, dtype=x.dtype, device=x.device).view(h * w, 1, h, w))
         pooled: Tensor = x.flatten(2) @ weights.flatten(1)
         return pooled.view(b, c, *weights.shape[2:])
-
-
-def use_matrix_pool(model: nn.Module) -> None:
-    """Put a ``MatrixPool`` in the place of VGG's last pool."""
-    pool = getattr(model, "avgpool", None)
-    if isinstance(pool, nn.AdaptiveAvgPool2d):
-        model.set_submodule("avgpool", MatrixPool(pool))
-
-
-def _with_head(name: str, classes: int) -> nn.Module:
-    from torchvision.models import get_model  # seconds that SimpleCNN need not wait
-
-    model: Any = get_model(name, weights=None)
-    model.classifier[6] = nn.Linear(4096, classes)
-    network: nn.Module = model
-    return network

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from job.config.errors import UserError
+from job.config.errors import UserError, first_line
 from job.config.settings import Model
 
 
@@ -36,7 +36,10 @@ def fetch(settings: Model, *, download: bool) -> Path | None:
         return path
     from torchvision.models import get_model_weights
 
-    url: str = get_model_weights(settings.name).IMAGENET1K_V1.url
+    try:
+        url: str = get_model_weights(settings.name).IMAGENET1K_V1.url
+    except ValueError:
+        raise UserError("model.weights=imagenet", f"there are none for {settings.name}; use null, or a file") from None
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         mend = f"run `python job/prepare.py` with the same settings where there is a network, or put {url} at {path}"
@@ -66,8 +69,8 @@ def read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (here, and tensors only)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"weights {path} cannot be read ({reason})", "give a .safetensors or .pth state dict") from None
+        mend = "give a .safetensors or .pth state dict"
+        raise UserError(f"weights {path} cannot be read ({first_line(error)})", mend) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"weights {path}", "must hold a state dict: tensors by name")
     return state

@@ -34,18 +34,17 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
     Raises UserError when there are no weights yet, or when they are of other classes.
     """
     from job.models import weights
-    from job.models.fast import collapse
+    from job.models.fast import form
     from job.runs import checkpoint
 
-    path = run / "model.safetensors"
+    path, model = run / "model.safetensors", build(settings, classes)
     if path.is_file():
         state, source = weights.read(path), path.name
     else:
         saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
         if saved is None:
             raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-        state, source = collapse.expanded(saved.model), f"step-{saved.trainer['step']:08d}"
-    model = build(settings, classes)
+        state, source = form.own_weights(saved.model, model), f"step-{saved.trainer['step']:08d}"
     weights.load(model, state, name=f"weights of {run}")
     return model, source
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from job.config.errors import first_line
 from job.data.batches import Part
 
 WARM_UP = 3
@@ -18,11 +19,11 @@ WARM_UP = 3
 
 
 class Graphs:
-    """A step's work as two graphs: pictures to gradient, and gradient to update. Between them ranks may exchange.
+    """A step's work as two graphs: images to gradient, and gradient to update. Between them ranks may exchange.
 
-    Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size are not taken.
+    Both are recorded at the first step after ``WARM_UP`` of its size; steps of another size do not fit.
     ``exchanged``: where ranks leave each parameter's gradient for the update, if they do. ``warn`` hears when CUDA
-    cannot record, and then no step is taken. Where there is no CUDA the work is called in place of a graph, in the same
+    cannot record, and then no step fits. Where there is no CUDA the work is called in place of a graph, in the same
     order and on the same memory.
     """
 
@@ -42,7 +43,7 @@ class Graphs:
         self._part: Part | None = None  # the memory that the graph reads its rows from
         self._exchanged = exchanged
 
-    def take(self, parts: list[Part]) -> bool:
+    def fits(self, parts: list[Part]) -> bool:
         """Whether graphs do this step."""
         if self._failed or len({(len(part.rows), part.weight) for part in parts}) > 1:
             return False
@@ -82,7 +83,7 @@ class Graphs:
             self._run_update = recorded(self._update, self._device)
             self._part = own
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             self._warn(f"CUDA cannot record the step as a graph ({reason}): its kernels are launched one by one")
             self._failed = True
         for parameter in self._parameters:

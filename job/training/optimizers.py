@@ -68,14 +68,3 @@ def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
     if name == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * share))
     return peak * (1 - share) if name == "onecycle" else peak
-
-
-def left_of_decay(settings: Config, steps: int, steps_per_epoch: int) -> float:
-    """What ``steps`` steps of weight decay leave of a weight that gets no gradient, as a share of it."""
-    decay, momentum = settings.optimizer.weight_decay, settings.optimizer.momentum
-    left, velocity = 1.0, 0.0
-    for step in range(steps if decay else 0):
-        rate = learning_rate(settings, step, steps_per_epoch)
-        velocity = (momentum * velocity if settings.optimizer.name == "sgd" else 0.0) + decay * left
-        left -= rate * velocity
-    return left

@@ -40,15 +40,18 @@ class Step:
         self._scaled = group.accelerator.prepare_optimizer(self.optimizer) if group.accelerator.scaler else None
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        if settings.runtime.compile == "default":
+            model.compile()
         self._wrapped: Any = model
         self._exchange = None
-        if choices.exchange in ("flat", "ordered"):
-            self._exchange = Exchange(settings, self._parameters, group, choices)
+        if choices.sums in ("flat", "ordered"):
+            ordered = choices.sums == "ordered"
+            self._exchange = Exchange(settings, self._parameters, group, ordered=ordered, shared=choices.shared_memory)
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
             self._graphs = Graphs(self.gradient, self.update, self._parameters, group.device, sums, warn)
-        if choices.exchange == "overlapped":
+        if choices.sums == "overlapped":
             self._wrapped = group.accelerator.prepare_model(model)
             if settings.runtime.gradients == "bf16":
                 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
@@ -64,7 +67,7 @@ class Step:
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
         optimizers.set_learning_rate(self.optimizer, rate)
-        graphs = self._graphs if self._graphs is not None and self._graphs.take(parts) else None
+        graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else None
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
@@ -75,7 +78,7 @@ class Step:
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += graphs.gradient(part) if graphs else self.gradient(part)
             if self._exchange:
-                self._exchange.take(i)
+                self._exchange.collect(i)
         if self._exchange:
             self._exchange.give()
         if graphs:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from job.config.errors import DivergedError, StoppedEarlyError
 from job.config.settings import Config, to_dict
@@ -20,11 +20,13 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
 from job.evaluation.predictions import Predictions, predict
+from job.models import registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import State
 from job.runs.directory import RunDirectory
 from job.runs.records import TrainLine, ValidationLine
+from job.training.choices import choose
 from job.training.optimizers import learning_rate
 from job.training.saving import Saving
 from job.training.step import Step
@@ -72,9 +74,10 @@ class Trainer:
         self.saving = Saving(settings, group=group, preemption=preemption, console=console, directory=directory)
         saved = group.guarded(lambda: self.saving.load(dataset.fingerprint), on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
-        weights = saved.model if saved else None
-        self.model, self.choices = form.build(settings, dataset, group, weights, pretrained=state is None)
-        at_hand = placed(dataset, group.device) if self.choices.pictures_on_device else dataset
+        self.model, said = _network(settings, dataset, group, saved, begins=state is None)
+        choices = choose(settings, self.model, dataset, group)
+        self.how = f"{', '.join(said)}, {choices}"
+        at_hand = placed(dataset, group.device) if choices.images_on_device else dataset
         self.batches = {
             name: Batches(
                 getattr(at_hand, name), settings.data, group.device, rank=group.rank, world_size=group.world_size
@@ -82,7 +85,7 @@ class Trainer:
             for name in ("train", "validation", "test")
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
-        self.step = Step(settings, self.model, self.batches["train"], group, self.choices, console.warn)
+        self.step = Step(settings, self.model, self.batches["train"], group, choices, console.warn)
         self.optimizer = self.step.optimizer
         self.progress = Progress()
         if state is not None:
@@ -258,12 +261,23 @@ class Trainer:
 
     def final_weights(self) -> dict[str, Tensor]:
         """The network's weights in its own form, on the CPU, for rank zero."""
-        return form.own_weights(
-            self.model,
-            self.choices,
-            self.settings,
-            self.dataset,
-            steps=self.progress.step - self.progress.skipped,
-            steps_per_epoch=self.steps_per_epoch,
-            warn=self.console.warn,
+        return form.own_weights(self.model.state_dict(), self.model)
+
+
+def _network(
+    settings: Config, dataset: Dataset, group: Group, saved: State | None, *, begins: bool
+) -> tuple[nn.Module, list[str]]:
+    """The network on this rank's device in the form that is fastest there, and what was chosen for it.
+
+    Rank zero has the right weights: those of the state ``saved``, or, where a run ``begins``, those before training.
+    """
+    size, classes = dataset.train.images.shape[-1], len(dataset.classes)
+    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+    if begins:
+        group.guarded(
+            lambda: weights.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
         )
+    said = form.fast(model, settings, image_size=size, device=group.device)
+    if saved is not None:
+        weights.load(model, saved.model, name="the checkpoint's weights")
+    return model.to(group.device), said

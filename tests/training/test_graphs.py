@@ -28,9 +28,8 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Tensor], list[float]]:
-    """Train for more than an epoch, whose last batch is smaller."""
-    group = Group(
+def alone() -> Group:
+    return Group(
         accelerator=Accelerator(cpu=DEVICE.type == "cpu"),
         device=DEVICE,
         rank=0,
@@ -39,6 +38,11 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
         set_up_group=None,
         control_group=None,
     )
+
+
+def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Tensor], list[float]]:
+    """Train for more than an epoch, whose last batch is smaller."""
+    group = alone()
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (BATCH * 6 + 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (len(images),), generator=generator)
@@ -47,9 +51,9 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
     torch.manual_seed(1)
     model = network().to(DEVICE).to(memory_format=torch.channels_last)
     dataset = Dataset("random", tuple("abcdefghij"), split, split, split, "")
-    chosen = dataclasses.replace(choices.choose(settings, model, dataset, DEVICE, 1), graphs=graphs)
+    chosen = dataclasses.replace(choices.choose(settings, model, dataset, group), graphs=graphs)
     if graphs and settings.train.gradient_accumulation > 1:
-        chosen = dataclasses.replace(chosen, exchange="flat")
+        chosen = dataclasses.replace(chosen, sums="flat")
     said: list[str] = []
     step, losses = Step(settings, model, batches, group, chosen, said.append), []
     for epoch in (1, 2):
@@ -81,6 +85,6 @@ def test_without_a_gpu_graphs_are_left_out_and_it_is_said() -> None:
     settings = Config(runtime=Runtime(compile="graphs"), data=Data(source="shapes10"), model=Model())
     empty = Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), torch.arange(0))
     dataset = Dataset("none", tuple("ab"), empty, empty, empty, "")
-    chosen = choices.choose(settings, network(), dataset, DEVICE, 1)
+    chosen = choices.choose(settings, network(), dataset, alone())
     assert not chosen.graphs
     assert str(chosen).endswith("no CUDA graphs, which need a GPU")

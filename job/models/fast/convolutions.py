@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from job.models.simple_cnn import SimpleCNN
+
 Windows = Literal["all", "weight", "nothing"]
 """what of a small map's convolution is a matrix product over windows: all, the weight's gradient, or nothing"""
 
@@ -53,11 +55,13 @@ class BackwardConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[b, in + zeros, h, w] to [b, out, h', w']."""
         weight = F.pad(self.weight, (0, 0, 0, 0, 0, x.shape[1] - self.in_channels))
-        out: Tensor = _InContiguousMemoryBackward.apply(*_autocast(x, weight, self.bias))
+        out: Tensor = InputGradientContiguous.apply(*_autocast(x, weight, self.bias))
         return out
 
 
-class _InContiguousMemoryBackward(torch.autograd.Function):
+class InputGradientContiguous(torch.autograd.Function):
+    """``F.conv2d`` of channels-last tensors, whose input's gradient is computed in contiguous memory."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -66,7 +70,7 @@ class _InContiguousMemoryBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
             gradient,
             x,
             weight,
@@ -79,7 +83,8 @@ class _InContiguousMemoryBackward(torch.autograd.Function):
             1,
             [False, *ctx.needs_input_grad[1:]],
         )
-        return _of_input(gradient, weight) if ctx.needs_input_grad[0] else None, of_weight, of_bias
+        input_gradient = _input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
+        return input_gradient, weight_gradient, bias_gradient
 
 
 class SmallConv2d(nn.Conv2d):
@@ -104,13 +109,15 @@ class SmallConv2d(nn.Conv2d):
         elif h > 4 or w > 4 or self.windows == "nothing":
             return super().forward(x)
         elif self.windows == "weight":
-            return cast(Tensor, _OfWeightByWindows.apply(*_autocast(x, self.weight, self.bias)))
+            return cast(Tensor, WeightGradientByWindows.apply(*_autocast(x, self.weight, self.bias)))
         else:
             out = F.linear(_windows(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
-class _OfWeightByWindows(torch.autograd.Function):
+class WeightGradientByWindows(torch.autograd.Function):
+    """``F.conv2d`` with padding 1, in contiguous memory but for the weight's gradient: a product over windows."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
@@ -121,9 +128,9 @@ class _OfWeightByWindows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # [b * h * w, out]
-        of_weight = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
-        of_x = _of_input(gradient, weight, padding=1) if ctx.needs_input_grad[0] else None
-        return of_x, of_weight, rows.sum(0) if ctx.needs_input_grad[2] else None
+        weight_gradient = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+        input_gradient = _input_gradient(gradient, weight, padding=1) if ctx.needs_input_grad[0] else None
+        return input_gradient, weight_gradient, rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _windows(x: Tensor) -> Tensor:
@@ -133,10 +140,10 @@ def _windows(x: Tensor) -> Tensor:
     return torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3).flatten(0, 2)
 
 
-def _of_input(gradient: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
-    """A convolution's gradient of its input, computed in contiguous memory."""
-    of_x = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=padding)
-    return of_x.contiguous(memory_format=torch.channels_last)
+def _input_gradient(gradient: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
+    """A convolution's, computed in contiguous memory."""
+    plain = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=padding)
+    return plain.contiguous(memory_format=torch.channels_last)
 
 
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -154,7 +161,26 @@ def _computed_in(x: Tensor) -> torch.dtype:
 C = TypeVar("C", bound=nn.Conv2d)
 
 
-def use(model: nn.Module, name: str, kind: type[C]) -> C:
+def use_for_few_channels(model: SimpleCNN, *, pairs: bool) -> None:
+    """Make a ``FilledConv2d``, with or without ``pairs``, and a ``BackwardConv2d`` of the network's convolutions."""
+    _use(model, "conv1", FilledConv2d).pairs = pairs
+    _use(model, "conv2", BackwardConv2d)
+
+
+def use_for_small_maps(model: nn.Module, windows: Windows) -> bool:
+    """Make a ``SmallConv2d`` of each 3 x 3 convolution with padding 1 and nothing special; whether there was one."""
+    found = False
+    for name, layer in list(model.named_modules()):
+        if type(layer) is not nn.Conv2d:
+            continue
+        window = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
+        if window == ((3, 3), (1, 1), (1, 1), (1, 1)) and layer.groups == 1 and layer.padding_mode == "zeros":
+            _use(model, name, SmallConv2d).windows = windows
+            found = True
+    return found
+
+
+def _use(model: nn.Module, name: str, kind: type[C]) -> C:
     """Make a ``kind`` of the convolution ``name`` of ``model``, with the same parameters."""
     old = model.get_submodule(name)
     assert isinstance(old, nn.Conv2d)

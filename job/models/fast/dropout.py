@@ -27,8 +27,11 @@ class Dropout(nn.Dropout):
         return x * mask.to(x.dtype).div_(kept)
 
 
-def use(model: nn.Module) -> None:
-    """Make a ``Dropout`` of each ``nn.Dropout``."""
+def use(model: nn.Module) -> bool:
+    """Make a ``Dropout`` of each ``nn.Dropout``; whether there was one."""
+    found = False
     for name, layer in list(model.named_modules()):
         if type(layer) is nn.Dropout:
             model.set_submodule(name, Dropout(layer.p, layer.inplace))
+            found = True
+    return found

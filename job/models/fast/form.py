@@ -1,82 +1,77 @@
-"""The network in the form that trains fastest on this device, and back in its own."""
+"""The network in the form that trains fastest on this device, and its weights back in its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cpu
 
-from job.config.errors import UserError
 from job.config.settings import Config
-from job.data.datasets import Dataset
-from job.distributed.group import Group
-from job.models import registry, vgg, weights
 from job.models.fast import collapse, convolutions, dropout
-from job.training import optimizers
-from job.training.choices import Choices, choose
+from job.models.simple_cnn import SimpleCNN
 
 
-def build(
-    settings: Config, dataset: Dataset, group: Group, saved: dict[str, Tensor] | None, *, pretrained: bool
-) -> tuple[nn.Module, Choices]:
-    """The network on this rank's device, and what was chosen for it.
+def fast(model: nn.Module, settings: Config, *, image_size: int, device: torch.device) -> list[str]:
+    """Swap layers of ``model``, which has its weights, for others that train the same, to rounding, on ``device``.
 
-    Its weights are ``saved`` ones in this form, or, on the rank that has none, those before training: from
-    ``model.weights`` where ``pretrained``, which rank zero alone reads, else random. Raises UserError on every rank.
+    Parameters keep their names and, but for one of VGG's (``collapse``), their shapes. Nothing moves to ``device``.
+    Returns what was done, in words. Raises UserError when ``model.features_once`` cannot be done.
     """
-    model = _own(settings, dataset)
-    if pretrained:
-        group.guarded(
-            lambda: weights.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
-        )
-    one_host = group.local_world_size == group.world_size
-    choices = choose(settings, model, dataset, group.device, group.world_size, one_host=one_host)
-    if choices.collapsed:
-        collapse.collapse(model, features_once=settings.model.features_once)
-    else:
-        vgg.use_matrix_pool(model)
-    collapse.pool_first(model)
-    if choices.few_channels:
-        convolutions.use(model, "conv1", convolutions.FilledConv2d).pairs = choices.pairs
-        convolutions.use(model, "conv2", convolutions.BackwardConv2d)
-    if choices.small_convolutions:
-        collapse.use_small_convolutions(model, choices.small_convolutions)
-    if choices.dropout:
-        dropout.use(model)
-    if saved is not None:
-        weights.load(model, saved, name="the checkpoint's weights")
-    model.to(group.device).to(memory_format=torch.channels_last)
-    if settings.runtime.compile == "default":
-        model.compile()
-    return model, choices
+    said = ["channels-last"]
+    if collapse.collapse(model, settings, image_size):
+        said.append("one for the 49 equal parts of the first fully connected layer")
+    pool_first(model)
+    if device.type == "cpu":
+        said += _for_cpus(model, settings)
+    model.to(memory_format=torch.channels_last)
+    return said
 
 
-def own_weights(
-    model: nn.Module,
-    choices: Choices,
-    settings: Config,
-    dataset: Dataset,
-    *,
-    steps: int,
-    steps_per_epoch: int,
-    warn: Callable[[str], None],
-) -> dict[str, Tensor]:
-    """The weights after ``steps`` steps in the network's own form, on the CPU: a collapsed layer is spread out."""
-    state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    if not choices.collapsed:
-        return state
-    # The parts still differ by what they did before training. That is computed anew, and not carried along.
-    before = _own(settings, dataset)
+def own_weights(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """``state`` of a network in the form that ``fast`` gave it as the network's own, on the CPU.
+
+    ``model`` is that network, in either form; a ``state`` that is its own already stays what it is.
+    """
+    return collapse.expanded({name: tensor.cpu() for name, tensor in state.items()}, model)
+
+
+def pool_first(model: nn.Module) -> None:
+    """Let a ReLU before a largest-of-four pool come behind it: the same numbers, and a quarter of the work."""
+    for layers in model.modules():
+        if not isinstance(layers, nn.Sequential):
+            continue
+        for i, (first, second) in enumerate(pairwise(list(layers))):
+            if isinstance(first, nn.ReLU) and isinstance(second, nn.MaxPool2d):
+                layers[i], layers[i + 1] = second, first
+
+
+def by_intel() -> bool:
+    """Whether this CPU is of MKL's own maker: products, and torch's random numbers, are faster with MKL there."""
     try:
-        weights.pretrained(settings.model, before, download=False)
-    except UserError as error:
-        warn(f"the first weights are gone ({error}): the 49 parts of {collapse.LAYER} are saved as equals")
-        return collapse.expanded(state)
-    left = optimizers.left_of_decay(settings, steps, steps_per_epoch)
-    return collapse.expanded(state, before.state_dict()[collapse.LAYER], left)
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
-def _own(settings: Config, dataset: Dataset) -> nn.Module:
-    size, classes = dataset.train.images.shape[-1], len(dataset.classes)
-    return registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+def _for_cpus(model: nn.Module, settings: Config) -> list[str]:
+    said = []
+    intel, sixteen = by_intel(), cpu.get_cpu_capability() == "AVX512"
+    if isinstance(model, SimpleCNN):
+        convolutions.use_for_few_channels(model, pairs=sixteen)
+        said += ["convolutions for few channels", *(["two pixels at once"] if sixteen else [])]
+    else:
+        # MKL computes fp32 products, and on CPUs of other makers with AVX2 alone; oneDNN's convolutions know no makers.
+        fp32 = settings.runtime.precision == "fp32"
+        windows: convolutions.Windows = "all" if intel or not sixteen else "nothing" if fp32 else "weight"
+        words = {
+            "nothing": "2 x 2 convolutions as matrix products",
+            "weight": "2 x 2 convolutions and 4 x 4 ones' weight gradients as matrix products",
+            "all": "small convolutions as matrix products",
+        }
+        said += [words[windows]] if convolutions.use_for_small_maps(model, windows) else []
+    if not intel and dropout.use(model):
+        said.append("dropout drawn at once")
+    return said

@@ -9,14 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from job.config.settings import Model
-from job.models import registry
-from job.models.fast import collapse, convolutions
+from job.models.fast import convolutions
 from job.models.fast.convolutions import Windows
+from job.models.simple_cnn import SimpleCNN
 
 
 def results(model: nn.Module, images: Tensor) -> list[Tensor]:
-    """Logits and the gradients of pictures and parameters."""
+    """Logits and the gradients of images and parameters."""
     x = images.clone(memory_format=torch.preserve_format).requires_grad_()
     out = model(x)
     out.square().sum().backward()
@@ -30,10 +29,10 @@ def channels_last(*shape: int, kind: torch.dtype = torch.float64) -> Tensor:
 
 def simple_cnn(*, pairs: bool | None = None, kind: torch.dtype = torch.float64) -> nn.Module:
     """As it is built, or in the forms for few channels."""
-    model = registry.build(Model(), classes=10, image_size=32, seed=42).to(kind)
+    torch.manual_seed(42)
+    model = SimpleCNN(10).to(kind)
     if pairs is not None:
-        convolutions.use(model, "conv1", convolutions.FilledConv2d).pairs = pairs
-        convolutions.use(model, "conv2", convolutions.BackwardConv2d)
+        convolutions.use_for_few_channels(model, pairs=pairs)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -68,7 +67,7 @@ def test_a_convolution_of_a_small_map_is_the_convolution_and_has_its_gradients(s
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(5, 7, 3, padding=1)).double().to(memory_format=torch.channels_last)
     fast = copy.deepcopy(plain)
-    collapse.use_small_convolutions(fast, windows)
+    assert convolutions.use_for_small_maps(fast, windows)
     assert list(fast.state_dict()) == list(plain.state_dict())
     images = channels_last(3, 5, size, size)
     for a, b in zip(results(plain, images), results(fast, images), strict=True):
@@ -82,7 +81,7 @@ def test_a_convolution_of_a_small_map_in_bf16_is_as_far_from_exact_as_nn_conv2d(
     images = channels_last(32, 64, size, size, kind=torch.float32)
     plain = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1)).to(memory_format=torch.channels_last)
     fast = copy.deepcopy(plain)
-    collapse.use_small_convolutions(fast, windows)
+    assert convolutions.use_for_small_maps(fast, windows)
     exact = results(copy.deepcopy(plain).double(), images.double())
     apart = []
     for model in (plain, fast):
@@ -101,6 +100,7 @@ def test_convolutions_of_another_kind_than_vggs_are_left_as_they_are() -> None:
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
     ]
     model = nn.Sequential(*others, nn.Conv2d(4, 4, 3, padding=1))
-    collapse.use_small_convolutions(model, "all")
+    assert not convolutions.use_for_small_maps(nn.Sequential(*others), "all")
+    assert convolutions.use_for_small_maps(model, "all")
     assert list(model)[:-1] == others
     assert type(model[-1]) is convolutions.SmallConv2d

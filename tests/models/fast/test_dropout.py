@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from job.models.fast import dropout
-from job.training.choices import by_intel
+from job.models.fast.form import by_intel
 
 
 def dropped(layer: nn.Module, kind: torch.dtype, *shape: int) -> list[Tensor]:
@@ -27,7 +27,7 @@ def dropped(layer: nn.Module, kind: torch.dtype, *shape: int) -> list[Tensor]:
 def test_dropout_drawn_at_once_is_nn_dropout_bit_for_bit(p: float, kind: torch.dtype, shape: tuple[int, ...]) -> None:
     model = nn.Sequential(nn.Dropout(p))
     expected = dropped(model, kind, *shape)
-    dropout.use(model)
+    assert dropout.use(model)
     assert type(model[0]) is dropout.Dropout
     for a, b in zip(expected, dropped(model, kind, *shape), strict=True):
         assert torch.equal(a, b)
