@@ -117,8 +117,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
 
         offline = dataclasses.replace(settings.data, download=False)
         dataset = datasets.load(offline, settings.train.seed, log=lambda line: None)
-        parts = ", ".join(f"{len(getattr(dataset, part)):,} {part}" for part in ("train", "validation", "test"))
-        return f"{dataset.name}: {parts} images, {len(dataset.classes)} classes, verified"
+        return f"{dataset}, verified"
 
     def build() -> str:
         nonlocal model
@@ -127,7 +126,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         from job.models import registry, weights
         from job.models.fast import form
 
-        classes, size = (len(dataset.classes), dataset.train.images.shape[-1]) if dataset else (10, 32)
+        classes, size = (len(dataset.classes), dataset.image_size) if dataset else (10, 32)
         model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
         weights.pretrained(settings.model, model, download=False)
         source = settings.model.weights or "random"
@@ -140,7 +139,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         checks.append(_guarded("plan", lambda: _plan(settings, shape, len(dataset.train))))
     if model is not None:
         size = checkpoint_bytes(settings, model)
-        image_size = dataset.train.images.shape[-1] if dataset else 32
+        image_size = dataset.image_size if dataset else 32
         checks.append(_guarded("memory", lambda: _memory(settings, shape, model, image_size)))
         checks.append(_guarded("run directory", lambda: _directory(settings, name, size)))
         checks.append(_guarded("time to save", lambda: _save_time(settings, name, size)))

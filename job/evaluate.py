@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    group.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=group.local_rank == 0)
-    dataset = datasets.load(settings.data, settings.train.seed)
+    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.progress, console.say))
+    dataset = datasets.mapped(stored, settings.data, settings.train.seed)
     part = getattr(dataset, split)
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")

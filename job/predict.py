@@ -18,7 +18,6 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,7 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
 
     waiting: deque[tuple[Sequence[str], Future[decoding.Pixels]]] = deque()
     chunks = [names[start : start + batch] for start in range(0, len(names), batch)]
-    processes = max(1, min(len(chunks), len(os.sched_getaffinity(0))))
+    processes = max(1, min(len(chunks), decoding.cores()))
     with decoding.readers(size, processes) as reader:
         for chunk in chunks:
             waiting.append((chunk, reader([_encoded(name) for name in chunk])))

@@ -25,13 +25,11 @@ def main(argv: list[str]) -> int:
     from job.models import registry, weights
 
     console = Console()
-    datasets.prepare(settings.data, console.progress, console.say)
-    dataset = datasets.load(settings.data, settings.train.seed)
-    counts = ", ".join(f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test"))
-    console.say(f"{dataset.name}: {counts} images, {len(dataset.classes)} classes, verified")
+    dataset = datasets.load(settings.data, settings.train.seed, console.progress, console.say)
+    console.say(f"{dataset}, verified")
     path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:
-        size = dataset.train.images.shape[-1]
+        size = dataset.image_size
         model = registry.build(settings.model, classes=len(dataset.classes), image_size=size, seed=settings.train.seed)
         weights.pretrained(settings.model, model, download=False)
         console.say(f"weights {path}: fit {settings.model.name}")

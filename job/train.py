@@ -36,7 +36,6 @@ from job.distributed.group import Group, start
 from job.runs.directory import RunDirectory, choose, leave_failure
 
 if TYPE_CHECKING:
-    from job.data.datasets import Dataset
     from job.display.console import Console
     from job.evaluation.predictions import Predictions
     from job.runs.directory import RunDirectory
@@ -104,10 +103,10 @@ def _train(
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(environment.in_words(processes))
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    group.guarded(lambda: datasets.prepare(settings.data, console.progress, console.say), on=group.local_rank == 0)
-    dataset = group.guarded(lambda: datasets.load(settings.data, settings.train.seed))
+    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.progress, console.say))
+    dataset = group.guarded(lambda: datasets.mapped(stored, settings.data, settings.train.seed))
     assert dataset is not None
-    console.say(_describe_data(dataset))
+    console.say(str(dataset))
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
@@ -214,12 +213,6 @@ def _ended(
     if group.is_rank_zero:
         print(f"error: {message}", file=sys.stderr)
     return FAILED
-
-
-def _describe_data(dataset: Dataset) -> str:
-    counts = [f"{len(getattr(dataset, name)):,} {name}" for name in ("train", "validation", "test")]
-    shape = "x".join(map(str, dataset.train.images.shape[1:]))
-    return f"{dataset.name}: {', '.join(counts)} images of shape {shape}, {len(dataset.classes)} classes"
 
 
 def _describe_plan(trainer: Trainer) -> str:

@@ -1,7 +1,7 @@
 """A split, a distributed sampler and a device become batches.
 
-The pictures lie once, as uint8, on the device or in mapped host memory; a batch is one gather and one normalisation.
-Global batch k of an epoch holds the same pictures on any number of processes, and each process takes its share.
+The images lie once, as uint8, on the device or in mapped host memory; a batch is one gather and one normalisation.
+Global batch k of an epoch holds the same images on any number of processes, and each process takes its share.
 """
 
 from __future__ import annotations
@@ -22,28 +22,26 @@ class Part:
     """What one process computes at once of a global batch."""
 
     rows: Tensor
-    """[b] int64, which pictures of the set; ``Batches.fetch`` has them"""
+    """[b] int64, which images of the set; ``Batches.fetch`` has them"""
     weight: float
     """makes the sum of losses over this part its share in the mean over the global batch"""
 
 
 class Batches:
-    """The pictures of one split, on ``device`` or on the host, as batches of this rank on ``device``."""
+    """The images of one split, on ``device`` or on the host, as batches of this rank on ``device``."""
 
     def __init__(self, split: Split, settings: Data, device: torch.device, *, rank: int, world_size: int) -> None:
-        self._pictures = split.images.permute(0, 2, 3, 1).contiguous()  # [N, H, W, 3]: a picture is one run of bytes
-        self.device = self._pictures.device
-        """where the pictures lie, and the rows that ``fetch`` takes"""
+        self._images = split.images  # [N, H, W, 3]: an image is one run of bytes
+        self.device = split.images.device
+        """where the images lie, and the rows that ``fetch`` takes"""
         self._labels = split.labels
         self._indices = split.indices
         self._device = device
         self._rank, self._world_size = rank, world_size
-        self._moves = _Moves(settings.augment, self._pictures)
-        # For each value of a picture, as it lies: a product of long rows is six times faster than one by channels.
-        self._scale, self._shift = (
-            factor.expand(-1, -1, *split.images.shape[2:]).permute(0, 2, 3, 1).reshape(1, -1)
-            for factor in normalisation(settings, device)
-        )
+        self._moves = _Moves(settings.augment, split.images)
+        # For each value of an image, as it lies: a product of long rows is six times faster than one by channels.
+        scale, shift = normalisation(settings, device)
+        self._scale, self._shift = (factor.view(1, 3).repeat(1, split.image_size**2) for factor in (scale, shift))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -64,15 +62,14 @@ class Batches:
             yield [Part(share, 1 / len(whole)) if len(share) else Part(whole[:1], 0.0) for share in shares]
 
     def fetch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures [b, 3, H, W] float32, normalised and moved as in this epoch, and labels [b], on the device.
+        """Images [b, 3, H, W] float32, normalised and moved as in this epoch, and labels [b], on the device.
 
         Nothing but kernels with one shape for one number of ``rows``: a CUDA graph may hold it.
         """
-        pictures = self._moves.gather(self._pictures, rows)
-        return self._normalised(pictures), self._to_device(self._labels[rows])
+        return self._normalised(self._moves.gather(self._images, rows)), self._to_device(self._labels[rows])
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(positions in the split [b], images, labels) of every ``world_size``-th picture: no padding, none twice.
+        """(positions in the split [b], images, labels) of every ``world_size``-th image: no padding, none twice.
 
         Ranks yield the same number of times; a batch may be empty.
         """
@@ -81,13 +78,13 @@ class Batches:
         longest = -(-len(self) // self._world_size)
         for begin in range(0, longest, batch_size):
             part = slice(begin, begin + batch_size)
-            images = self._pictures.index_select(0, rows[part])
+            images = self._images.index_select(0, rows[part])
             yield mine[part], self._normalised(images), self._to_device(self._labels[rows[part]])
 
-    def _normalised(self, pictures: Tensor) -> Tensor:
-        values = self._to_device(pictures).flatten(1).float()
-        images = torch.addcmul(self._shift, values, self._scale).view(pictures.shape)
-        return images.permute(0, 3, 1, 2)  # [b, 3, H, W] in channels-last memory
+    def _normalised(self, images: Tensor) -> Tensor:
+        values = self._to_device(images).flatten(1).float()
+        normalised = torch.addcmul(self._shift, values, self._scale).view(images.shape)
+        return normalised.permute(0, 3, 1, 2)  # [b, 3, H, W] in channels-last memory
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == self._device.type:
@@ -111,15 +108,15 @@ def epoch_order(indices: Tensor, *, seed: int, epoch: int) -> Tensor:
 
 
 class _Moves:
-    """How each picture of the set is mirrored and shifted in one epoch: drawn for all at once, by its row.
+    """How each image of the set is mirrored and shifted in one epoch: drawn for all at once, by its row.
 
-    What happens to a picture depends on seed, epoch and row, and not on who computes it or when. The tables stay where
+    What happens to an image depends on seed, epoch and row, and not on who computes it or when. The tables stay where
     they are from epoch to epoch.
     """
 
-    def __init__(self, augment: str, pictures: Tensor) -> None:
-        count, self._size = pictures.shape[:2]
-        device = pictures.device
+    def __init__(self, augment: str, images: Tensor) -> None:
+        count, self._size = images.shape[:2]
+        device = images.device
         self._line = torch.arange(self._size, device=device)
         flips, shifts = augment in ("flip", "flip_crop"), augment == "flip_crop"
         self._flip = torch.zeros(count, dtype=torch.bool, device=device) if flips else None  # [N]
@@ -136,10 +133,10 @@ class _Moves:
             most = self._size // 8
             self._shift.copy_(torch.randint(-most, most + 1, self._shift.shape, generator=generator))
 
-    def gather(self, pictures: Tensor, rows: Tensor) -> Tensor:
-        """Pictures [b, H, W, 3] at ``rows``, moved; what a shift uncovers is filled by reflection."""
+    def gather(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Images [b, H, W, 3] at ``rows``, moved; what a shift uncovers is filled by reflection."""
         if self._flip is None:
-            return pictures.index_select(0, rows)
+            return images.index_select(0, rows)
         size, line = self._size, self._line
         columns = torch.where(self._flip[rows, None], size - 1 - line, line)  # [b, W]
         lines = line.expand(len(rows), -1)  # [b, H]
@@ -150,7 +147,7 @@ class _Moves:
             )
         # Pixel by pixel out of the set as one long list: a quarter of the time that indexing by three tensors takes.
         pixels = (rows[:, None, None] * size + lines[:, :, None]) * size + columns[:, None, :]  # [b, H, W]
-        return pictures.view(-1, 3).index_select(0, pixels.view(-1)).view(len(rows), size, size, 3)
+        return images.view(-1, 3).index_select(0, pixels.view(-1)).view(len(rows), size, size, 3)
 
 
 def address(*parts: object) -> int:

@@ -1,6 +1,6 @@
-"""Decoded pictures on disk: four arrays and a description, published whole or not at all, then mapped by every process.
+"""Decoded images on disk: four arrays and a description, published whole or not at all, then mapped by every process.
 
-A stored data set is a directory of NHWC uint8 pictures and int64 labels for train and test, and ``about.json``.
+A stored data set is a directory of NHWC uint8 images and int64 labels for train and test, and ``about.json``.
 It never changes once it stands under its name, so that reading one needs no lock.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import filelock
 import numpy as np
@@ -36,14 +36,9 @@ _OTHER_PLACE = "make room there, or set data.cache to a directory on another dis
 
 Advance = Callable[[int], None]
 Log = Callable[[str], None]
-
-
-class Progress(Protocol):
-    """Shows how far a long piece of work has come: what is entered is called with each further amount done."""
-
-    def __call__(self, description: str, total: int | None, unit: str) -> AbstractContextManager[Advance]:
-        """Start showing ``description``; ``total`` is in ``unit``, None where it is not known."""
-        ...
+Progress = Callable[[str, int | None, str], AbstractContextManager[Advance]]
+"""Starts showing how far a long piece of work has come, from its description, its total (None: not known) and their
+unit; what is entered is called with each further amount done."""
 
 
 @contextlib.contextmanager
@@ -58,7 +53,7 @@ class Contents:
 
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """what the user should know at every start: pictures left out, files passed over"""
+    """what the user should know at every start: images left out, files passed over"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ class Stored:
         return array
 
 
-class PictureFile:
+class ImageFile:
     """Writes uint8 ``[n, size, size, 3]`` to a .npy file, n growing. A context: leaving it closes the file.
 
     Not mapped, because a plain write meets a full disk with an error and not with a signal.
@@ -90,7 +85,7 @@ class PictureFile:
         self._count = 0
         self._header()
 
-    def __enter__(self) -> PictureFile:
+    def __enter__(self) -> ImageFile:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -102,7 +97,7 @@ class PictureFile:
         self._count += written // (self._size * self._size * 3)
 
     def finish(self, labels: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> None:
-        """Close the pictures, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
+        """Close the images, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
         self._header()
         self._file.close()
         if order is None or np.array_equal(order, np.arange(self._count)):
@@ -110,7 +105,7 @@ class PictureFile:
             return
         unordered = self._path.rename(self._path.with_suffix(".unordered"))
         images = np.load(unordered, mmap_mode="r")
-        with PictureFile(self._directory, self._part, self._size) as ordered:
+        with ImageFile(self._directory, self._part, self._size) as ordered:
             for start in range(0, len(order), 1024):
                 ordered.append(images[order[start : start + 1024]])
             ordered.finish(labels)
@@ -126,7 +121,7 @@ class PictureFile:
 def places(beside: Path | None, override: str | None) -> list[Path]:
     """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
     if override is not None:
-        return [Path(override).expanduser()]
+        return [Path(override).expanduser().absolute()]
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     own = [home / "rankzero"] if home.is_absolute() else []  # a container's user may have no home
     return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
@@ -139,11 +134,11 @@ def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents],
     Raises ``UserError`` where no place is writable or the disk is full, and whatever ``build`` raises.
     """
     for place in places:
-        if isinstance(found := _read(place / name), Stored):
+        if isinstance(found := _look_at(place / name), Stored):
             return found
     place = writable(places)
     with locked(place / f"{name}.lock", log):
-        found = _read(place / name)
+        found = _look_at(place / name)
         if isinstance(found, Stored):  # built while this process waited
             return found
         for entry in place.iterdir():
@@ -155,6 +150,13 @@ def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents],
             (place / name).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
         return _publish(place / name, build, log)
+
+
+def read(path: Path) -> Stored:
+    """The stored data set at ``path``, where it was obtained. Raises ``UserError`` if it is not there, or not sound."""
+    if isinstance(found := _look_at(path), Stored):
+        return found
+    raise UserError(f"{path}: {found or 'not there'}, and was just made", "is the disk sound, and one for the node?")
 
 
 def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> str:
@@ -182,7 +184,10 @@ def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> 
                 total.update(chunk)
                 advance(len(chunk))
         with disk_errors(str(place), _OTHER_PLACE):
-            _write_json(place / note, {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()})
+            beside = place / f".tmp-{uuid.uuid4().hex}"
+            content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()}
+            beside.write_text(json.dumps(content, indent=1))
+            beside.replace(place / note)
     return total.hexdigest()
 
 
@@ -199,7 +204,7 @@ def writable(places: Sequence[Path]) -> Path:
             probe.unlink()
             return place
     tried = ", ".join(map(str, places)) or "no home directory"
-    raise UserError(f"no directory for decoded pictures can be written ({tried})", "set data.cache to one that can")
+    raise UserError(f"no directory for decoded images can be written ({tried})", "set data.cache to one that can")
 
 
 @contextlib.contextmanager
@@ -221,7 +226,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
     """Build in a sibling, make it durable, and rename it into place."""
     working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
     try:
-        with disk_errors(f"decoded pictures in {final.parent}", _OTHER_PLACE):
+        with disk_errors(f"decoded images in {final.parent}", _OTHER_PLACE):
             working.mkdir()
             contents = build(working)
             hashes = {name: _array_digest(working / f"{name}.npy") for name in ARRAYS}
@@ -234,23 +239,20 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
                 "sha256": hashes,
                 "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
             }
-            for name in ARRAYS:
-                _flush(working / f"{name}.npy")
-            _write_json(working / "about.json", about)
-            _flush(working)
+            (working / "about.json").write_text(json.dumps(about, indent=1))
+            for path in (*working.iterdir(), working):
+                _flush(path)
             with contextlib.suppress(FileExistsError):  # published meanwhile from a machine that does not see our lock
                 working.rename(final)
             _flush(final.parent)
     finally:
         shutil.rmtree(working, ignore_errors=True)
-    stored = _read(final)
-    if not isinstance(stored, Stored):
-        raise UserError(f"{final}: {stored or 'vanished'} right after it was written", "is the disk sound?")
-    log(f"decoded pictures kept in {final}")
+    stored = read(final)
+    log(f"decoded images kept in {final}")
     return stored
 
 
-def _read(path: Path) -> Stored | str | None:
+def _look_at(path: Path) -> Stored | str | None:
     """What lies at ``path``: a sound stored data set, in words what is wrong with it, or None where nothing does."""
     if not path.exists():
         return None
@@ -270,13 +272,6 @@ def _read(path: Path) -> Stored | str | None:
 
 def _array_digest(path: Path) -> str:
     return hashlib.sha256(np.load(path, mmap_mode="r").data).hexdigest()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    beside.write_text(json.dumps(content, indent=1))
-    _flush(beside)
-    beside.replace(path)
 
 
 def _flush(path: Path) -> None:

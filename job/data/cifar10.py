@@ -14,13 +14,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.data.cache import Advance, Contents, Log, PictureFile, Progress, disk_errors, locked
+from job.data.cache import Advance, Contents, ImageFile, Log, Progress, disk_errors, locked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -59,92 +59,90 @@ PATIENCE = 10
 _FRUITLESS = 3  # connections in a row without a byte, after which the server counts as dead
 
 
-def decode(
-    root: Path, download: bool, into: Path, progress: Progress, log: Log, published: Published = PUBLISHED
-) -> Contents:
-    """Write the pictures below ``root`` into the directory ``into``, in the order of the batches.
+def decode(root: Path, download: bool, into: Path, progress: Progress, log: Log) -> Contents:
+    """Write the images below ``root`` into the directory ``into``, in the order of the batches.
 
     ``root`` holds the archive, or the folder that torchvision extracts from it; else the archive is downloaded if
     ``download``. Raises ``UserError`` if there is neither, or if what is there is not what was published.
     """
-    batches = _find(root, published)
+    batches = _find(root)
     if batches is None:
         if not download:
-            raise _missing(root, published, "data.download is false")
-        fetch(root, progress, log, published)
-        batches = _find(root, published) or {}
+            raise _missing(root, "data.download is false")
+        fetch(root, progress, log)
+        batches = _find(root) or {}
     with progress("decoding CIFAR-10", len(batches), "batches") as advance:
         for split, names in (("train", TRAIN), ("test", TEST)):
             labels: list[int] = []
-            with PictureFile(into, split, 32) as file:
+            with ImageFile(into, split, 32) as file:
                 for name in names:
-                    pictures, some = _unpickled(batches.pop(name))
-                    file.append(pictures)
+                    images, some = _unpickled(batches.pop(name))
+                    file.append(images)
                     labels += some
                     advance(1)
                 file.finish(np.array(labels, np.int64))
     return Contents(CLASSES)
 
 
-def fetch(root: Path, progress: Progress, log: Log, published: Published = PUBLISHED) -> None:
+def fetch(root: Path, progress: Progress, log: Log) -> None:
     """Download the archive into ``root``, continuing what an earlier attempt left.
 
     It appears under its name only once its SHA-256 is right. Any number of processes may call this at once.
     """
-    archive = root / published.filename
+    archive = root / PUBLISHED.filename
     part = archive.with_name(f"{archive.name}.part")
-    with disk_errors(
-        f"the download of {published.filename} in {root}", "make room or give permission there, or set data.root"
-    ):
+    mend = "make room or give permission there, or set data.root"
+    with disk_errors(f"the download of {archive.name} in {root}", mend):
         root.mkdir(parents=True, exist_ok=True)
         with locked(archive.with_name(f"{archive.name}.lock"), log):
             if archive.exists():  # another process was faster
                 return
-            with progress(f"downloading {archive.name}", published.size, "B") as advance, part.open("a+b") as file:
+            with progress(f"downloading {archive.name}", PUBLISHED.size, "B") as advance, part.open("a+b") as file:
                 resumed = file.tell()
-                _receive(file, root, published, advance)
-                if resumed and _sha256(file) != published.sha256:
+                _receive(file, root, advance)
+                if resumed and not _is_published(file):
                     log(f"{part}: what an earlier download left is damaged, starting again")
                     _restart(file, advance)
-                    _receive(file, root, published, advance)
-                if _sha256(file) != published.sha256:
+                    _receive(file, root, advance)
+                if not _is_published(file):
                     file.truncate(0)
-                    raise _missing(root, published, "what the server sent is not what was published")
+                    raise _missing(root, "what the server sent is not what was published")
                 os.fsync(file.fileno())
             part.replace(archive)
 
 
-def _receive(file: BinaryIO, root: Path, published: Published, advance: Advance) -> None:
+def _receive(file: io.BufferedRandom, root: Path, advance: Advance) -> None:
     """Append to ``file`` until it has the published size, over as many connections as bring something."""
     have = most = file.seek(0, os.SEEK_END)
     advance(have)
     fruitless = 0
-    while have < published.size:
+    while have < PUBLISHED.size:
         why = "the connection broke off"
         try:
-            for chunk, continued in _answer(published.url, have):
+            for chunk, continued in _answer(have):
                 if have and not continued:
                     have = _restart(file, advance)
                 file.write(chunk)
                 have += len(chunk)
                 advance(len(chunk))
-                if have > published.size:
+                if have > PUBLISHED.size:
                     break
         except _NetworkError as error:
             why = str(error)
         fruitless = 0 if have > most else fruitless + 1
         most = max(have, most)
-        if have < published.size and (have == 0 or fruitless == _FRUITLESS):
-            raise _missing(root, published, why)
+        if have < PUBLISHED.size and (have == 0 or fruitless == _FRUITLESS):
+            raise _missing(root, why)
 
 
 class _NetworkError(Exception):
     """The message says what failed."""
 
 
-def _answer(url: str, start: int) -> Iterator[tuple[bytes, bool]]:
-    """Chunks of what lies at ``url`` from byte ``start`` on, and whether they do start there or at 0."""
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310 (ours)
+def _answer(start: int) -> Iterator[tuple[bytes, bool]]:
+    """Chunks of what the server has from byte ``start`` on, and whether they do start there or at 0."""
+    headers = {"Range": f"bytes={start}-"} if start else {}
+    request = urllib.request.Request(PUBLISHED.url, headers=headers)  # noqa: S310 (ours)
     try:
         with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
             first = True
@@ -157,39 +155,36 @@ def _answer(url: str, start: int) -> Iterator[tuple[bytes, bool]]:
         raise _NetworkError(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
 
-def _restart(file: BinaryIO, advance: Advance) -> int:
+def _restart(file: io.BufferedRandom, advance: Advance) -> int:
     advance(-file.seek(0, os.SEEK_END))
     file.truncate(0)
     return 0
 
 
-def _sha256(file: BinaryIO) -> str:
+def _is_published(file: io.BufferedRandom) -> bool:
     file.seek(0)
-    total = hashlib.sha256()
-    while chunk := file.read(1 << 22):
-        total.update(chunk)
-    return total.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest() == PUBLISHED.sha256
 
 
-def _missing(root: Path, published: Published, why: str) -> UserError:
+def _missing(root: Path, why: str) -> UserError:
     return UserError(
         f"no CIFAR-10 in data.root={root}, and none could be downloaded ({why})",
         "on a machine with network run `python job/prepare.py --config …`, "
-        f"or put {published.filename} from {published.url} into {root}",
+        f"or put {PUBLISHED.filename} from {PUBLISHED.url} into {root}",
     )
 
 
-def _find(root: Path, published: Published) -> dict[str, bytes] | None:
+def _find(root: Path) -> dict[str, bytes] | None:
     """The batches as verified bytes, None if there are none below ``root``."""
-    archive, folder = root / published.filename, root / published.folder
+    archive, folder = root / PUBLISHED.filename, root / PUBLISHED.folder
     if archive.exists():
         content = _bytes(archive)
-        if hashlib.sha256(content).hexdigest() == published.sha256:
-            return _extract(content, published)
-        wrong = f"{archive} ({len(content)} bytes, {published.size} expected)"
+        if hashlib.sha256(content).hexdigest() == PUBLISHED.sha256:
+            return _extract(content)
+        wrong = f"{archive} ({len(content)} bytes, {PUBLISHED.size} expected)"
     elif folder.exists():
         batches = {}
-        for name, md5 in published.batches:
+        for name, md5 in PUBLISHED.batches:
             batches[name] = _bytes(folder / name) if (folder / name).exists() else b""
             if hashlib.md5(batches[name], usedforsecurity=False).hexdigest() != md5:
                 wrong = str(folder / name)
@@ -208,8 +203,8 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{path}: {error.strerror}", "make it readable") from None
 
 
-def _extract(content: bytes, published: Published) -> dict[str, bytes]:
-    wanted = {f"{published.folder}/{name}": name for name in (*TRAIN, *TEST)}
+def _extract(content: bytes) -> dict[str, bytes]:
+    wanted = {f"{PUBLISHED.folder}/{name}": name for name in (*TRAIN, *TEST)}
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as tar:
         return {
             wanted[member.name]: file.read()
@@ -236,6 +231,6 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def _unpickled(batch: bytes) -> tuple[NDArray[np.uint8], list[int]]:
-    """Pictures uint8 ``[n, 32, 32, 3]`` and labels of a batch, which holds them as ``[n, 3 * 32 * 32]``."""
+    """Images uint8 ``[n, 32, 32, 3]`` and labels of a batch, which holds them as ``[n, 3 * 32 * 32]``."""
     content = _ArraysOnly(io.BytesIO(batch), encoding="latin1").load()
     return content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), content["labels"]

@@ -1,4 +1,4 @@
-"""A source of pictures becomes ``Split``s of one memory-mapped array, and the split into train and validation."""
+"""A source of images becomes ``Split``s of one memory-mapped array, and the split into train and validation."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.config.settings import Data
-from job.data import archives, cache, cifar10, folder, shapes10
-from job.data.cache import Contents, Log, Progress, Stored, silent
+from job.data import cache, cifar10, folder, shapes10
+from job.data.cache import Contents, Log, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Split:
     """The part of a data set that is trained on, validated with, or tested with."""
 
     images: Tensor
-    """uint8 ``[N, 3, H, W]``, channels last; mapped, and the same tensor for train and validation"""
+    """uint8 ``[N, size, size, 3]``, contiguous; mapped, and the same tensor for train and validation"""
     labels: Tensor
     """int64 ``[N]``"""
     indices: Tensor
@@ -32,10 +32,15 @@ class Split:
     def __len__(self) -> int:
         return len(self.indices)
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image, in pixels."""
+        return self.images.shape[1]
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures in three splits."""
+    """Images in three splits."""
 
     name: str
     classes: tuple[str, ...]
@@ -43,104 +48,100 @@ class Dataset:
     validation: Split
     test: Split
     fingerprint: str
-    """hex SHA-256 over class names, pictures and labels"""
+    """hex SHA-256 over class names, images and labels"""
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "validation", "test"))
+        size = self.image_size
+        return f"{self.name}: {counts} images of shape 3x{size}x{size}, {len(self.classes)} classes"
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of every image, in pixels."""
+        return self.train.image_size
 
 
 def placed(dataset: Dataset, device: torch.device) -> Dataset:
-    """``dataset`` with its pictures and labels on ``device``; train and validation go on to share theirs."""
-    train = dataclasses.replace(
-        dataset.train, images=dataset.train.images.to(device), labels=dataset.train.labels.to(device)
+    """``dataset`` with its images and labels on ``device``; train and validation go on to share theirs."""
+    train, test = (
+        dataclasses.replace(split, images=split.images.to(device), labels=split.labels.to(device))
+        for split in (dataset.train, dataset.test)
     )
     validation = dataclasses.replace(dataset.validation, images=train.images, labels=train.labels)
-    test = dataclasses.replace(
-        dataset.test, images=dataset.test.images.to(device), labels=dataset.test.labels.to(device)
-    )
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def prepare(data: Data, progress: Progress = silent, log: Log = print) -> None:
-    """Download if allowed and missing, verify, and decode into the cache, so that ``load`` is quick.
+def prepare(data: Data, progress: Progress = silent, log: Log = print) -> Path:
+    """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
-    Does nothing if that has been done. Any number of processes may call it at once: one works, the others wait.
-    Raises ``UserError`` for missing or damaged data and for a cache that cannot be written.
+    Only looks at the source if that has been done. Any number of processes may call it at once: one works, the others
+    wait. Raises ``UserError`` for missing or damaged data and for a cache that cannot be written.
     """
-    for note in _stored(data, progress, log).notes:
-        log(note)
-
-
-def load(data: Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
-    """``prepare``, then map the decoded arrays; ``seed`` decides which training pictures are held out.
-
-    The split depends on nothing but ``data.validation``, ``seed`` and the number of pictures.
-    """
-    stored = _stored(data, progress, log)
+    stored = cache.obtain(*_source(data, progress, log), log)
     for note in stored.notes:
         log(note)
-    images, labels = _tensors(stored, "train")
+    return stored.path
+
+
+def mapped(path: Path, data: Data, seed: int) -> Dataset:
+    """The data set that ``prepare`` left at ``path``, without a look at its source.
+
+    ``seed`` decides which training images are held out: that depends on nothing but ``data.validation``, ``seed`` and
+    the number of images. Raises ``UserError`` if the data set cannot be seen there.
+    """
+    stored = cache.read(path)
+    arrays = {name: torch.from_numpy(stored.map(name)) for name in cache.ARRAYS}
+    labels, test_labels = arrays["train_labels"], arrays["test_labels"]
     train, validation = hold_out(len(labels), data.validation, seed)
-    test_images, test_labels = _tensors(stored, "test")
     return Dataset(
         name=data.source,
         classes=stored.classes,
-        train=Split(images, labels, train),
-        validation=Split(images, labels, validation),
-        test=Split(test_images, test_labels, torch.arange(len(test_labels))),
+        train=Split(arrays["train_images"], labels, train),
+        validation=Split(arrays["train_images"], labels, validation),
+        test=Split(arrays["test_images"], test_labels, torch.arange(len(test_labels))),
         fingerprint=stored.fingerprint,
     )
 
 
-def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending row numbers, int64, of the training and of the held-out pictures out of ``count``.
+def load(data: Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
+    """``prepare`` and ``mapped``, for a process that is alone."""
+    return mapped(prepare(data, progress, log), data, seed)
 
-    Both have at least one picture, unless ``share`` is 0.
+
+def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Ascending row numbers, int64, of the training and of the held-out images out of ``count``.
+
+    Both have at least one image, unless ``share`` is 0.
     """
     if share == 0:
         return torch.arange(count), torch.arange(0)
     if count < 2:
-        raise UserError(f"data.validation={share}", f"cannot be held out of {count} picture; use 0")
+        raise UserError(f"data.validation={share}", f"cannot be held out of {count} image; use 0")
     held_out = min(max(round(count * share), 1), count - 1)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _tensors(stored: Stored, part: str) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(stored.map(f"{part}_images"))  # [N, H, W, 3]
-    return images.permute(0, 3, 1, 2), torch.from_numpy(stored.map(f"{part}_labels"))
-
-
-def _stored(data: Data, progress: Progress, log: Log) -> Stored:
-    """The decoded data set that ``data`` asks for, made if need be."""
-    build: Callable[[Path], Contents]
+def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, Callable[[Path], Contents]]:
+    """Where the decoded data set that ``data`` asks for may lie, under which name, and how it is made."""
     root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
         case "shapes10":
             places = cache.places(None, data.cache)
-            name = f"shapes10-{shapes10.VERSION}"
-            build = partial(shapes10.decode, progress=progress)
+            return places, f"shapes10-{shapes10.VERSION}", partial(shapes10.decode, progress=progress)
         case "cifar10":
-            places = cache.places(root, data.cache)
-            published = cifar10.PUBLISHED
-            name = f"cifar10-{published.sha256[:16]}"
-            build = partial(cifar10.decode, root, data.download, progress=progress, log=log, published=published)
+            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+            return cache.places(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
         case "folder":
             places = cache.places(root.parent, data.cache)
-            content = _content_digest(root, places, progress, log)
-            options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
-            name = f"{root.name[:64]}-{content[:16]}-{options}"
+            content = partial(folder.content_digest, root, places, progress, log)
+            before = content()
 
-            def decode_folder(into: Path) -> Contents:
+            def build_folder(into: Path) -> Contents:
                 contents = folder.decode(root, data.image_size, data.skip_unreadable, into, progress)
-                if _content_digest(root, places, progress, log) != content:
+                if content() != before:
                     raise UserError(f"{root}: changed while it was read", "start again when it is complete")
                 return contents
 
-            build = decode_folder
-    return cache.obtain(places, name, build, log)
-
-
-def _content_digest(root: Path, places: list[Path], progress: Progress, log: Log) -> str:
-    if not os.path.exists(root):  # Path.exists raises where a directory above cannot be searched
-        raise UserError(f"data.root={root} does not exist or cannot be reached", folder.LAYOUT)
-    if archives.kind(root) == "folder":
-        return archives.listing_digest(root)
-    return cache.digest(root, places, progress, log)
+            options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
+            return places, f"{root.name[:64]}-{before[:16]}-{options}", build_folder

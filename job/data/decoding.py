@@ -1,23 +1,25 @@
-"""One picture file becomes RGB pixels; many do in processes of their own.
+"""One image file becomes RGB pixels; many do in processes of their own.
 
 Imports nothing of this project and no array library, since it is also what those processes run: they start in a tenth
-of a second. Threads would not do: of the 0.1 ms that a small picture takes, Pillow spends most in Python.
+of a second of one core. A ``ProcessPoolExecutor`` takes three times that, since each of its processes imports the main
+script anew, and leaves a warning when the job is killed. Threads would not do: of the 0.1 ms that a small image takes,
+Pillow spends most in Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import pickle
 import queue
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageOps
 
@@ -25,16 +27,23 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
 """not all that Pillow knows: for some, such as EPS, it starts other programs"""
 
 Encoded = bytes | Path
-"""a picture file's bytes, or where to read them"""
+"""an image file's bytes, or where to read them"""
 Pixels = tuple[bytes, list[str | None]]
 """RGB of the files that could be read, one after the other, and for each file what was wrong with it (None: nothing)"""
+Reader = Callable[[Sequence[Encoded]], Future[Pixels]]
+"""reads many files as ``read`` does, later; paths must be absolute"""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read(encoded: Encoded, size: int) -> bytes:
-    """Pixels of a picture in RGB, ``size * size * 3`` bytes in rows, both sides squeezed to ``size`` if they differ.
+    """Pixels of an image in RGB, ``size * size * 3`` bytes in rows, both sides squeezed to ``size`` if they differ.
 
-    See ``to_rgb`` for what becomes of other kinds of pictures. Resizing is bilinear over all pixels that a new one
-    covers. Raises ``ValueError`` with the reason for anything that is not a whole picture, of one of
+    See ``to_rgb`` for what becomes of other kinds of images. Resizing is bilinear over all pixels that a new one
+    covers. Raises ``ValueError`` with the reason for anything that is not a whole image, of one of
     ``FORMATS`` and with at most ``Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
@@ -42,28 +51,28 @@ def read(encoded: Encoded, size: int) -> bytes:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # on odd metadata
             content = _content(encoded)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                picture = to_rgb(image)
-                if picture.size != (size, size):
-                    picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-                return picture.tobytes()
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+                image = to_rgb(opened)
+                if image.size != (size, size):
+                    image = image.resize((size, size), Image.Resampling.BILINEAR)
+                return image.tobytes()
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise ValueError(_reason(error)) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB picture, 8 bits a channel, of whatever Pillow has opened.
+    """An upright RGB image, 8 bits a channel, of whatever Pillow has opened.
 
-    The orientation that a camera noted (EXIF) is applied. Grey and palette pictures become RGB; transparent ones lie
+    The orientation that a camera noted (EXIF) is applied. Grey and palette images become RGB; transparent ones lie
     on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an animation the first
-    frame. Raises ``ValueError`` for floating-point pictures, whose range nobody knows.
+    frame. Raises ``ValueError`` for floating-point images, whose range nobody knows.
     """
     if image.getexif().get(0x0112, 1) != 1:  # orientation
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
         return image
     if image.mode == "F":
-        raise ValueError("floating-point picture")
+        raise ValueError("floating-point image")
     if image.mode.startswith("I"):  # 16 bits, for some formats in a container of 32
         image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
     elif image.has_transparency_data:
@@ -72,17 +81,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-class Reader(Protocol):
-    """Reads many files as ``read`` does, later."""
-
-    def __call__(self, encoded: Sequence[Encoded]) -> Future[Pixels]:
-        """Paths must be absolute."""
-        ...
-
-
 @contextlib.contextmanager
 def readers(size: int, processes: int) -> Iterator[Reader]:
-    """So many processes that read pictures at ``size``; they end with this context, or with this process."""
+    """So many processes that read images at ``size``; they end with this context, or with this process."""
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
 
     def ask(encoded: Sequence[Encoded]) -> Pixels:
@@ -96,7 +97,7 @@ def readers(size: int, processes: int) -> Iterator[Reader]:
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            raise ChildProcessError(f"a process that decodes pictures died (status {process.wait()})") from None
+            raise ChildProcessError(f"a process that decodes images died (status {process.wait()})") from None
         finally:
             idle.put(process)
 

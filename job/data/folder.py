@@ -1,4 +1,4 @@
-"""A folder or an archive of pictures, ``train/<class>/*`` and ``test/<class>/*``, becomes arrays."""
+"""A folder or an archive of images, ``train/<class>/*`` and ``test/<class>/*``, becomes arrays."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from pathlib import Path
 import numpy as np
 
 from job.config.errors import UserError
-from job.data import archives, decoding
+from job.data import archives, cache, decoding
 from job.data.archives import shown
-from job.data.cache import Contents, PictureFile, Progress
+from job.data.cache import Contents, ImageFile, Log, Progress
 from job.data.decoding import Encoded, Pixels
 
 SPLITS = ("train", "test")
 LAYOUT = "expected train/<class>/* and test/<class>/* there, or an archive of that"
 
-_BLOCK = 256  # pictures a process takes at once: handing them over one by one costs more than decoding
+_BLOCK = 256  # images a process takes at once: handing them over one by one costs more than decoding
 _BLOCK_BYTES = 1 << 24
 _NAMED = 3  # files named in a message; the others are counted
 
 
 def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress) -> Contents:
-    """Write the pictures of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and name.
+    """Write the images of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and name.
 
-    See ``imaging.read`` for what becomes of other kinds of pictures. Of two members of the same name the later
+    See ``decoding.read`` for what becomes of other kinds of images. Of two members of the same name the later
     counts, as when an archive is extracted. Raises ``UserError`` for everything that is wrong with the folder or
-    archive, for files that are no pictures unless ``skip_unreadable``, and for classes that differ between train and
+    archive, for files that are no images unless ``skip_unreadable``, and for classes that differ between train and
     test.
     """
     root = root.absolute()
     layout = _Layout(root)
-    with PictureFile(into, "train", size) as train, PictureFile(into, "test", size) as test:
+    with ImageFile(into, "train", size) as train, ImageFile(into, "test", size) as test:
         splits = {"train": _Split("train", train), "test": _Split("test", test)}
         _read_all(root, size, layout, splits, progress)
         classes = layout.classes()
         notes = layout.notes()
         unreadable = [line for split in splits.values() for line in split.unreadable]
         if unreadable:
-            are = "file is not a readable picture" if len(unreadable) == 1 else "files are not readable pictures"
+            are = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
             what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
             if not skip_unreadable:
                 raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
@@ -51,10 +51,22 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
     return Contents(classes, tuple(notes))
 
 
+def content_digest(root: Path, places: Sequence[Path], progress: Progress, log: Log) -> str:
+    """Hex SHA-256 that changes with the files of ``root``; an archive's is remembered in ``places``.
+
+    Raises ``UserError`` if there is none that can be reached.
+    """
+    if not os.path.exists(root):  # Path.exists raises where a directory above cannot be searched
+        raise UserError(f"data.root={root} does not exist or cannot be reached", LAYOUT)
+    if archives.kind(root) == "folder":
+        return archives.listing_digest(root)
+    return cache.digest(root, places, progress, log)
+
+
 def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split], progress: Progress) -> None:
     """Read serially, decode in parallel, collect in order."""
     queue: deque[tuple[_Split, list[str], Future[Pixels]]] = deque()
-    processes = min(_cores(), 32)
+    processes = min(decoding.cores(), 32)
     total, unit = archives.extent(root)
     with decoding.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
 
@@ -87,7 +99,7 @@ def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split],
 class _Split:
     """One of train and test while it is being read."""
 
-    def __init__(self, name: str, file: PictureFile) -> None:
+    def __init__(self, name: str, file: ImageFile) -> None:
         self.name, self.file = name, file
         self.paths: list[str] = []  # of the block that is being gathered
         self.encoded: list[Encoded] = []
@@ -113,7 +125,7 @@ class _Split:
         counts = np.bincount(labels, minlength=len(classes))
         if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
             raise UserError(
-                f"{root}: no pictures in {_named([f'{self.name}/{name}' for name in empty])}",
+                f"{root}: no images in {_named([f'{self.name}/{name}' for name in empty])}",
                 "put some there, or take the class away from train and test",
             )
         self.file.finish(labels, np.array([self.rows[path] for path in paths], np.int64))
@@ -162,7 +174,7 @@ class _Layout:
         """Class names, sorted. Raises ``UserError`` unless they are the same in train and test."""
         train, test = (self._classes[split] for split in SPLITS)
         if not train and not test:
-            raise UserError(f"{self._root}: no pictures", LAYOUT)
+            raise UserError(f"{self._root}: no images", LAYOUT)
         for split, names in self._classes.items():
             if not names:
                 raise UserError(f"{self._root}: no {split}/<class>/*", LAYOUT)
@@ -188,7 +200,3 @@ class _Layout:
 def _named(names: Sequence[str], most: int = _NAMED) -> str:
     further = len(names) - most
     return ", ".join(map(shown, names[:most])) + (f" and {further} more" if further > 0 else "")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """The embedded data set: ten kinds of shapes, drawn from integer hashes, so that every machine draws the same.
 
-A picture follows from its number alone. Pixels need only +, -, *, /, sqrt and comparisons, which IEEE 754 fixes to the
-last bit; cosines are taken of one angle per picture, in float64.
+An image follows from its number alone. Pixels need only +, -, *, /, sqrt and comparisons, which IEEE 754 fixes to the
+last bit; cosines are taken of one angle per image, in float64.
 """
 
 # NumPy types what its functions return as Any
@@ -15,27 +15,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from job.data.cache import Contents, PictureFile, Progress
+from job.data.cache import Contents, ImageFile, Progress
 
 CLASSES = ("circle", "crescent", "cross", "heart", "hexagon", "pentagon", "ring", "square", "star", "triangle")
 VERSION = 1
-"""raised whenever a picture changes"""
+"""raised whenever an image changes"""
 TRAIN, TEST = 20_000, 5_000
 
 _SIDE = 32  # pixels
-_BLOCK = 250  # pictures drawn at once: their planes stay in the processor's cache
+_BLOCK = 250  # images drawn at once: their planes stay in the processor's cache
 
 Plane = NDArray[np.float32]
-"""[n, 32, 32], or [n, 1, 1] for one value a picture"""
+"""[n, 32, 32], or [n, 1, 1] for one value an image"""
 Shape = Callable[[Plane, Plane], Plane]
 """coordinates with the shape around the origin to signed distances, negative inside"""
 
 
 def decode(into: Path, progress: Progress) -> Contents:
-    """Draw all pictures into the directory ``into``."""
-    with progress("drawing shapes10", TRAIN + TEST, "pictures") as advance:
+    """Draw all images into the directory ``into``."""
+    with progress("drawing shapes10", TRAIN + TEST, "images") as advance:
         for split, first, count in (("train", 0, TRAIN), ("test", TRAIN, TEST)):
-            with PictureFile(into, split, _SIDE) as file:
+            with ImageFile(into, split, _SIDE) as file:
                 for start in range(first, first + count, _BLOCK):
                     file.append(draw(np.arange(start, start + _BLOCK)))
                     advance(_BLOCK)
@@ -44,12 +44,12 @@ def decode(into: Path, progress: Progress) -> Contents:
 
 
 def labels(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Classes of the pictures with these numbers, int64 ``[n]``: each equally often in train and in test."""
+    """Classes of the images with these numbers, int64 ``[n]``: each equally often in train and in test."""
     return numbers % len(CLASSES)
 
 
 def draw(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The pictures with these numbers, uint8 ``[n, 32, 32, 3]``."""
+    """The images with these numbers, uint8 ``[n, 32, 32, 3]``."""
     dice = _Dice(numbers)
     down, right = (plane.astype(np.float32)[None] for plane in np.mgrid[0:_SIDE, 0:_SIDE])
 
@@ -64,21 +64,21 @@ def draw(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     for kind, shape in enumerate(_SHAPES):
         mine = kinds == kind
         distance[mine] = shape(x[mine], y[mine])
-    picture = _blend(background, foreground, distance * radius)
+    image = _blend(background, foreground, distance * radius)
 
-    # something in front: a bar across the picture, or two small discs
+    # something in front: a bar across the image, or two small discs
     x, y = _turned(dice, right - dice.between(2, 30), down - dice.between(2, 30), 180)
     bar = np.abs(x) - dice.between(0.6, 2)
     disc = np.minimum(_length(x, y), _length(x - dice.between(-14, 14), y - dice.between(4, 14))) - dice.between(1, 4)
-    picture = _blend(picture, _paint(dice, right, down, 0, 1), np.where(dice.between(0, 1) < 0.5, bar, disc))
+    image = _blend(image, _paint(dice, right, down, 0, 1), np.where(dice.between(0, 1) < 0.5, bar, disc))
 
-    for channel, noise in zip(picture, dice.noise(), strict=True):
+    for channel, noise in zip(image, dice.noise(), strict=True):
         channel += noise
-    return np.rint(np.clip(np.stack(picture, -1), 0, 1) * np.float32(255)).astype(np.uint8)
+    return np.rint(np.clip(np.stack(image, -1), 0, 1) * np.float32(255)).astype(np.uint8)
 
 
 class _Dice:
-    """Random numbers addressed by (picture, how many were drawn before): a mixing hash in counter mode.
+    """Random numbers addressed by (image, how many were drawn before): a mixing hash in counter mode.
 
     The mixing is SplitMix64's (Steele, Lea and Flood, 2014).
     """

@@ -13,7 +13,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from job.config.errors import FailedError, UserError, first_line
 from job.config.settings import Runtime
@@ -68,6 +68,14 @@ class Group:
             if reported is not None:
                 raise reported
         return result
+
+    def once_a_node(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on one process of each node: its result, which must pickle, on all of them there.
+
+        Errors are those of ``guarded``.
+        """
+        results = self.gathered(self.guarded(work, on=self.local_rank == 0))
+        return cast(T, results[self.rank - self.local_rank])
 
     def gathered(self, value: T) -> list[T]:
         """``value`` of every rank, in rank order."""

@@ -44,11 +44,12 @@ def keep(run: Path, split: Split, predictions: Predictions) -> None:
     worst = wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     tensors = {}
     for name, positions in (("grid", torch.from_numpy(_spread(predictions.labels.numpy()))), ("mistakes", worst)):
-        pictures = split.images[split.indices[positions]]  # [n, 3, H, W]
-        if pictures.shape[-1] > _LARGEST and len(pictures):
-            small = F.interpolate(pictures.float(), (_LARGEST, _LARGEST), mode="bilinear", antialias=True)
-            pictures = small.round().to(torch.uint8)
-        tensors[f"{name}_pictures"] = pictures.permute(0, 2, 3, 1)
+        pictures = split.images[split.indices[positions]]  # [n, H, W, 3]
+        if split.image_size > _LARGEST and len(pictures):
+            large = pictures.permute(0, 3, 1, 2).float()
+            small = F.interpolate(large, (_LARGEST, _LARGEST), mode="bilinear", antialias=True)
+            pictures = small.round().to(torch.uint8).permute(0, 2, 3, 1)
+        tensors[f"{name}_pictures"] = pictures
         for field in _FIELDS[1:]:
             tensors[f"{name}_{field}"] = getattr(predictions, field)[positions]
     save_weights(run / FILE, {name: tensor.contiguous() for name, tensor in tensors.items()})

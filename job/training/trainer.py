@@ -271,7 +271,7 @@ def _network(
 
     Rank zero has the right weights: those of the state ``saved``, or, where a run ``begins``, those before training.
     """
-    size, classes = dataset.train.images.shape[-1], len(dataset.classes)
+    size, classes = dataset.image_size, len(dataset.classes)
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
     if begins:
         group.guarded(

@@ -36,7 +36,7 @@ class Pictures(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """Decoded pictures in memory, handed out as torchvision's CIFAR10 does: through PIL, one by one."""
 
     def __init__(self, split: Split) -> None:
-        self.images = split.images.permute(0, 2, 3, 1)[split.indices].numpy()
+        self.images = split.images[split.indices].numpy()
         self.labels = split.labels[split.indices].tolist()
 
     def __len__(self) -> int:

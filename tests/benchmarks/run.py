@@ -191,7 +191,7 @@ def _pictures(settings: list[str], scratch: Path, record: dict[str, Any], machin
             count = min(len(split), 128 * batches)
             for row in split.indices[:: len(split) // count][:count].tolist():  # from end to end: some of each class
                 file = scratch / name / part / dataset.classes[int(split.labels[row])] / f"{row:05}.jpg"
-                Image.fromarray(split.images[row].permute(1, 2, 0).numpy()).save(file, quality=95)
+                Image.fromarray(split.images[row].numpy()).save(file, quality=95)
         cache = f"--data.cache={scratch / 'cache'}"
         found[name] = ["--data.source=folder", f"--data.root={scratch / name}", cache, "--data.validation=0"]
     other = [word for word in _joined(settings) if not word.startswith("--data.")]

@@ -169,7 +169,7 @@ def test_on_the_real_pictures_the_export_gives_the_classes_of_evaluate(tmp_path:
 
     settings = Data(source="folder", root=archive, cache=str(cache))
     test = datasets.load(settings, 42).test
-    save_file({"pixels": test.images.contiguous()}, tmp_path / "pixels")
+    save_file({"pixels": test.images.permute(0, 3, 1, 2).contiguous()}, tmp_path / "pixels")
     logits = logits_of_export(tmp_path / "export", tmp_path / "pixels")
     result = json.loads((run / "evaluation-test.json").read_text())
     matrix = torch.bincount(test.labels * 10 + logits.argmax(1), minlength=100).view(10, 10)

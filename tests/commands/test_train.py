@@ -158,7 +158,7 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
     losses = []
     for epoch in (1, 2):
         for rows in epoch_order(dataset.train.indices, seed=42, epoch=epoch).split(40):
-            images = (dataset.train.images[rows].float() / 255 - 0.5) / 0.5
+            images = (dataset.train.images[rows].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
             loss = F.cross_entropy(model(images), dataset.train.labels[rows])
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,4 @@
-"""Which picture is where: the same global batches on any number of processes, every picture once."""
+"""Which image is where: the same global batches on any number of processes, every image once."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COUNT, SIZE = 103, 16
 def split(count: int = COUNT) -> Split:
     generator = torch.Generator().manual_seed(1)
     base = torch.randint(0, 256, (COUNT, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(COUNT)  # so that a label tells which picture it came with
-    return Split(base.permute(0, 3, 1, 2), labels, torch.arange(count))
+    labels = torch.arange(COUNT)  # so that a label tells which image it came with
+    return Split(base, labels, torch.arange(count))
 
 
 def batches(rank: int = 0, world_size: int = 1, augment: str = "none", count: int = COUNT) -> Batches:
@@ -54,7 +54,7 @@ def test_global_batches_are_the_same_on_any_number_of_processes_and_parts(world_
 
 @pytest.mark.parametrize("count", [1, 23, 24, 25, 48, 103])
 @pytest.mark.parametrize("world_size", [1, 3, 4])
-def test_every_picture_is_trained_on_once_an_epoch(count: int, world_size: int) -> None:
+def test_every_image_is_trained_on_once_an_epoch(count: int, world_size: int) -> None:
     seen: list[Tensor] = []
     total = 0.0
     for rank in range(world_size):
@@ -84,14 +84,14 @@ def test_order_differs_between_epochs_and_seeds_and_repeats_for_the_same() -> No
     assert not torch.equal(first, epoch_order(indices, seed=2, epoch=1))
 
 
-def test_pictures_are_normalised_as_by_the_reference() -> None:
+def test_images_are_normalised_as_by_the_reference() -> None:
     labels, images, _ = next(epoch(1))
-    pixels = split().images[labels].float()
+    pixels = split().images[labels].permute(0, 3, 1, 2).float()
     assert torch.allclose(images, (pixels / 255 - 0.5) / 0.5, atol=1e-6)
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_flip_mirrors_about_half_of_the_pictures_and_others_stay() -> None:
+def test_flip_mirrors_about_half_of_the_images_and_others_stay() -> None:
     plain = {int(n): i for labels, images, _ in epoch(1) for n, i in zip(labels, images, strict=True)}
     flipped = {int(n): i for labels, images, _ in epoch(1, augment="flip") for n, i in zip(labels, images, strict=True)}
     mirrored = [n for n in plain if torch.equal(flipped[n], plain[n].flip(2))]
@@ -114,14 +114,14 @@ def test_a_crop_shifts_by_at_most_an_eighth_and_fills_by_reflection() -> None:
                 for flip in (False, True)
                 if torch.equal(image, (padded.flip(2) if flip else padded)[:, row : row + SIZE, column : column + SIZE])
             ]
-            assert matches, "a picture that is no crop of its reflected self"
+            assert matches, "an image that is no crop of its reflected self"
             found |= set(matches)
     assert len(found) > 30
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 128])
 @pytest.mark.parametrize("batch_size", [7, 1000])
-def test_evaluation_sees_every_picture_once_and_ranks_keep_step(world_size: int, batch_size: int) -> None:
+def test_evaluation_sees_every_image_once_and_ranks_keep_step(world_size: int, batch_size: int) -> None:
     rounds = set()
     seen = []
     for rank in range(world_size):

@@ -23,11 +23,10 @@ import pytest
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
-from job.data import cache as decoded
-from job.data import cifar10, datasets
+from job.data import cache, cifar10, datasets
 
 COUNT = 20
-"""pictures in each of the six batches of the small stand-in"""
+"""images in each of the six batches of the small stand-in"""
 
 
 def batch(number: int) -> bytes:
@@ -63,9 +62,13 @@ def published(content: bytes = ARCHIVE, url: str = "http://127.0.0.1:9/cifar-10-
     )
 
 
+REAL = cifar10.PUBLISHED
+
+
 @pytest.fixture(autouse=True)
-def direct(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxy between this machine and itself."""
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small archive in place of the real one, and no proxy between this machine and itself."""
+    monkeypatch.setattr(cifar10, "PUBLISHED", published())
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -85,7 +88,7 @@ class Server:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     behaviour = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -109,28 +112,29 @@ def server() -> Iterator[Server]:
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         behaviour.url = f"http://127.0.0.1:{httpd.server_port}/cifar-10-python.tar.gz"
+        monkeypatch.setattr(cifar10, "PUBLISHED", published(url=behaviour.url))
         yield behaviour
         httpd.shutdown()
         thread.join()
 
 
-def fetch(root: Path, server: Server, content: bytes = ARCHIVE) -> bytes:
-    cifar10.fetch(root, decoded.silent, lambda line: None, published(content, server.url))
+def fetch(root: Path) -> bytes:
+    cifar10.fetch(root, cache.silent, lambda line: None)
     return (root / "cifar-10-python.tar.gz").read_bytes()
 
 
-def decode(root: Path, into: Path, what: cifar10.Published, download: bool = False) -> np.ndarray:
+def decode(root: Path, into: Path, download: bool = False) -> np.ndarray:
     into.mkdir()
-    cifar10.decode(root, download, into, decoded.silent, lambda line: None, what)
+    cifar10.decode(root, download, into, cache.silent, lambda line: None)
     return np.load(into / "train_images.npy")
 
 
 # --- what is on disk
 
 
-def test_the_archive_gives_pictures_and_labels_in_the_order_of_the_batches(tmp_path: Path) -> None:
+def test_the_archive_gives_images_and_labels_in_the_order_of_the_batches(tmp_path: Path) -> None:
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(ARCHIVE)
-    images = decode(tmp_path, tmp_path / "out", published())
+    images = decode(tmp_path, tmp_path / "out")
     assert images.shape == (5 * COUNT, 32, 32, 3)
     row = pickle.loads(BATCHES["data_batch_2"])["data"][3]
     np.testing.assert_array_equal(images[COUNT + 3], row.reshape(3, 32, 32).transpose(1, 2, 0))
@@ -143,16 +147,16 @@ def test_the_folder_that_torchvision_leaves_gives_the_same(tmp_path: Path) -> No
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(ARCHIVE)
     with tarfile.open(fileobj=io.BytesIO(ARCHIVE)) as tar:
         tar.extractall(tmp_path / "folder", filter="data")
-    one = decode(tmp_path, tmp_path / "a", published())
-    np.testing.assert_array_equal(one, decode(tmp_path / "folder", tmp_path / "b", published()))
+    one = decode(tmp_path, tmp_path / "a")
+    np.testing.assert_array_equal(one, decode(tmp_path / "folder", tmp_path / "b"))
 
 
 def test_the_checksums_are_those_that_torchvision_has() -> None:
     theirs = pytest.importorskip("torchvision.datasets").CIFAR10
-    assert cifar10.PUBLISHED.url == theirs.url
-    assert cifar10.PUBLISHED.filename == theirs.filename
-    assert cifar10.PUBLISHED.folder == theirs.base_folder
-    assert [list(batch) for batch in cifar10.PUBLISHED.batches] == [*theirs.train_list, *theirs.test_list]
+    assert REAL.url == theirs.url
+    assert REAL.filename == theirs.filename
+    assert REAL.folder == theirs.base_folder
+    assert [list(batch) for batch in REAL.batches] == [*theirs.train_list, *theirs.test_list]
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.999])
@@ -160,7 +164,7 @@ def test_a_truncated_archive_is_named_and_never_decoded(tmp_path: Path, share: f
     archive = tmp_path / "cifar-10-python.tar.gz"
     archive.write_bytes(ARCHIVE[: int(len(ARCHIVE) * share)])
     with pytest.raises(UserError, match=r"cifar-10-python\.tar\.gz .*damaged or truncated: delete it"):
-        decode(tmp_path, tmp_path / "out", published())
+        decode(tmp_path, tmp_path / "out")
     assert archive.exists(), "what the user put there is the user's"
 
 
@@ -174,7 +178,7 @@ def test_a_damaged_batch_is_named(tmp_path: Path, damage: str) -> None:
     if damage == "changed":
         (folder / "data_batch_4").write_bytes(BATCHES["data_batch_4"][:-1] + b"!")
     with pytest.raises(UserError, match="data_batch_4: missing, damaged or truncated"):
-        decode(tmp_path, tmp_path / "out", published())
+        decode(tmp_path, tmp_path / "out")
 
 
 class Malicious:
@@ -186,8 +190,9 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     content = packed({**BATCHES, "data_batch_1": pickle.dumps({"data": Malicious(), "labels": []}, protocol=2)})
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content)
+    monkeypatch.setattr(cifar10, "PUBLISHED", published(content))
     with pytest.raises(pickle.UnpicklingError, match=r"refuses .*system"):
-        decode(tmp_path, tmp_path / "out", published(content))
+        decode(tmp_path, tmp_path / "out")
     assert not (tmp_path / "owned").exists()
 
 
@@ -195,7 +200,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_missing_archive_is_downloaded_verified_and_decoded(tmp_path: Path, server: Server) -> None:
-    images = decode(tmp_path / "data", tmp_path / "out", published(url=server.url), download=True)
+    images = decode(tmp_path / "data", tmp_path / "out", download=True)
     assert len(images) == 5 * COUNT
     assert (tmp_path / "data" / "cifar-10-python.tar.gz").read_bytes() == ARCHIVE
     assert not (tmp_path / "data" / "cifar-10-python.tar.gz.part").exists()
@@ -203,33 +208,33 @@ def test_a_missing_archive_is_downloaded_verified_and_decoded(tmp_path: Path, se
 
 def test_a_server_that_breaks_off_is_continued_where_it_stopped(tmp_path: Path, server: Server) -> None:
     server.breaks_off_after = len(ARCHIVE) // 3 + 1
-    assert fetch(tmp_path, server) == ARCHIVE
+    assert fetch(tmp_path) == ARCHIVE
     third = server.breaks_off_after
     assert server.asked == [None, f"bytes={third}-", f"bytes={2 * third}-"]
 
 
 def test_what_an_earlier_attempt_left_is_continued(tmp_path: Path, server: Server) -> None:
     (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(ARCHIVE[:5000])
-    assert fetch(tmp_path, server) == ARCHIVE
+    assert fetch(tmp_path) == ARCHIVE
     assert server.asked == ["bytes=5000-"]
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(tmp_path: Path, server: Server) -> None:
     server.ranges = False
     (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(ARCHIVE[:5000])
-    assert fetch(tmp_path, server) == ARCHIVE
+    assert fetch(tmp_path) == ARCHIVE
 
 
 @pytest.mark.parametrize("left", [b"x" * 5000, b"x" * len(ARCHIVE), b"x" * (len(ARCHIVE) + 9)])
 def test_damage_that_an_earlier_attempt_left_is_found_and_replaced(tmp_path: Path, server: Server, left: bytes) -> None:
     (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(left)
-    assert fetch(tmp_path, server) == ARCHIVE
+    assert fetch(tmp_path) == ARCHIVE
 
 
 def test_a_server_that_always_breaks_off_is_given_up_and_what_came_is_kept(tmp_path: Path, server: Server) -> None:
     server.ranges, server.breaks_off_after = False, 7000
     with pytest.raises(UserError, match="the connection broke off"):
-        fetch(tmp_path, server)
+        fetch(tmp_path)
     assert (tmp_path / "cifar-10-python.tar.gz.part").stat().st_size == 7000
     assert len(server.asked) < 10
 
@@ -238,17 +243,17 @@ def test_a_server_that_always_breaks_off_is_given_up_and_what_came_is_kept(tmp_p
 def test_another_file_than_the_published_one_is_refused(tmp_path: Path, server: Server, content: bytes) -> None:
     server.content, server.ranges = content, False
     with pytest.raises(UserError, match="could be downloaded"):
-        fetch(tmp_path, server)
+        fetch(tmp_path)
     assert not (tmp_path / "cifar-10-python.tar.gz").exists()
     server.content = ARCHIVE
-    assert fetch(tmp_path, server) == ARCHIVE, "and the next attempt does not suffer from it"
+    assert fetch(tmp_path) == ARCHIVE, "and the next attempt does not suffer from it"
 
 
 def test_what_the_server_answers_instead_is_in_the_message(tmp_path: Path, server: Server) -> None:
     server.status = 503
     server.content = b""
     with pytest.raises(UserError, match="503 Service Unavailable"):
-        fetch(tmp_path, server)
+        fetch(tmp_path)
 
 
 def test_a_server_that_says_nothing_is_given_up(
@@ -258,14 +263,14 @@ def test_a_server_that_says_nothing_is_given_up(
     server.stalls = True
     started = time.monotonic()
     with pytest.raises(UserError, match="timed out"):
-        fetch(tmp_path, server)
+        fetch(tmp_path)
     assert time.monotonic() - started < 3
 
 
 def test_without_network_and_data_the_message_says_what_to_run_and_where_to_put_the_file(tmp_path: Path) -> None:
     started = time.monotonic()
     with pytest.raises(UserError) as caught:
-        decode(tmp_path / "data", tmp_path / "out", published(), download=True)
+        decode(tmp_path / "data", tmp_path / "out", download=True)
     assert time.monotonic() - started < 5
     for part in ("Connection refused", "python job/prepare.py --config", "cifar-10-python.tar.gz", f"{tmp_path}/data"):
         assert part in str(caught.value)
@@ -277,10 +282,7 @@ def test_a_download_that_is_not_allowed_is_not_tried(tmp_path: Path) -> None:
         datasets.load(data, seed=1)
 
 
-def test_from_nothing_to_splits_and_then_without_the_archive(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cifar10, "PUBLISHED", published(url=server.url))
+def test_from_nothing_to_splits_and_then_without_the_archive(tmp_path: Path, server: Server) -> None:
     data = Data(source="cifar10", root=str(tmp_path / "data"))
     datasets.prepare(data, log=lambda line: None)
     (tmp_path / "data" / "cifar-10-python.tar.gz").unlink()  # what is decoded is enough, on a node without network
@@ -292,35 +294,38 @@ def test_from_nothing_to_splits_and_then_without_the_archive(
 def test_a_root_that_cannot_be_written_is_an_error(tmp_path: Path, server: Server) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"data\.root"):
-        fetch(tmp_path / "file" / "data", server)
+        fetch(tmp_path / "file" / "data")
 
 
 def test_many_at_once_download_once(tmp_path: Path, server: Server) -> None:
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(lambda _: fetch(tmp_path, server), range(4))) == {ARCHIVE}
+        assert set(pool.map(lambda _: fetch(tmp_path), range(4))) == {ARCHIVE}
     assert server.asked == [None]
 
 
-def test_a_download_that_is_killed_is_continued(tmp_path: Path, server: Server) -> None:
+def test_a_download_that_is_killed_is_continued(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.content = os.urandom(1 << 20)
     server.breaks_off_after = 1 << 19
     program = (
         "from pathlib import Path\nfrom job.data import cifar10\n"
-        f"what = cifar10.Published(url={server.url!r}, size={1 << 20}, sha256='0')\n"
+        f"cifar10.PUBLISHED = cifar10.Published(url={server.url!r}, size={1 << 20}, sha256='0')\n"
         "import os, signal\n"
         "def die(chunk): os.kill(os.getpid(), signal.SIGKILL) if part.stat().st_size else None\n"
         f"part = Path({str(tmp_path)!r}) / 'cifar-10-python.tar.gz.part'\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
         "def progress(*_): yield die\n"
-        "cifar10.fetch(part.parent, progress, print, what)\n"
+        "cifar10.fetch(part.parent, progress, print)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY)
     assert killed.returncode == -9
     left = (tmp_path / "cifar-10-python.tar.gz.part").stat().st_size
     assert left > 0
     server.breaks_off_after = None
-    assert fetch(tmp_path, server, server.content) == server.content
+    monkeypatch.setattr(cifar10, "PUBLISHED", published(server.content, server.url))
+    assert fetch(tmp_path) == server.content
     assert server.asked[-1] == f"bytes={left}-"
 
 
@@ -328,7 +333,7 @@ def test_progress_counts_every_byte_once_also_after_a_restart(tmp_path: Path, se
     done = 0
 
     @contextmanager
-    def progress(description: str, total: int | None, unit: str) -> Iterator[decoded.Advance]:
+    def progress(description: str, total: int | None, unit: str) -> Iterator[cache.Advance]:
         assert (total, unit) == (len(ARCHIVE), "B")
 
         def advance(amount: int) -> None:
@@ -338,5 +343,5 @@ def test_progress_counts_every_byte_once_also_after_a_restart(tmp_path: Path, se
         yield advance
 
     (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(b"x" * 5000)
-    cifar10.fetch(tmp_path, progress, lambda line: None, replace(published(), url=server.url))
+    cifar10.fetch(tmp_path, progress, lambda line: None)
     assert done == len(ARCHIVE)

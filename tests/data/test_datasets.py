@@ -22,8 +22,7 @@ from PIL import Image
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
-from job.data import cache as decoded
-from job.data import datasets
+from job.data import cache, datasets
 
 
 @pytest.fixture(autouse=True)
@@ -87,14 +86,14 @@ def test_the_split_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 999, 1000, 1001])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.2, 0.999])
-def test_every_picture_is_in_one_split_and_none_is_empty(count: int, share: float) -> None:
+def test_every_image_is_in_one_split_and_none_is_empty(count: int, share: float) -> None:
     train, validation = datasets.hold_out(count, share, 7)
     assert torch.cat([train, validation]).sort().values.tolist() == list(range(count))
     assert len(train) > 0
     assert (len(validation) > 0) == (share > 0)
 
 
-def test_splits_share_the_pictures(archive: Path) -> None:
+def test_splits_share_the_images(archive: Path) -> None:
     data = load(archive)
     assert data.train.images is data.validation.images
     assert (len(data.train), len(data.validation), len(data.test)) == (16, 4, 20)
@@ -103,10 +102,10 @@ def test_splits_share_the_pictures(archive: Path) -> None:
     assert (len(empty), empty.indices.dtype) == (0, torch.int64)
 
 
-def test_pictures_are_uint8_channels_last_and_labels_int64(archive: Path) -> None:
+def test_images_are_uint8_one_run_of_bytes_each_and_labels_int64(archive: Path) -> None:
     split = load(archive).train
-    assert (split.images.dtype, split.images.shape) == (torch.uint8, (20, 3, 8, 8))
-    assert split.images.is_contiguous(memory_format=torch.channels_last)
+    assert (split.images.dtype, split.images.shape) == (torch.uint8, (20, 8, 8, 3))
+    assert split.images.is_contiguous()
     assert (split.labels.dtype, split.labels.shape) == (torch.int64, (20,))
 
 
@@ -115,15 +114,15 @@ def test_pictures_are_uint8_channels_last_and_labels_int64(archive: Path) -> Non
 
 def test_the_second_start_decodes_nothing_and_writes_nothing(archive: Path) -> None:
     first = load(archive)
-    cache = archive.parent / "rankzero-cache"
-    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*")}
+    place = archive.parent / "rankzero-cache"
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     log: list[str] = []
     assert load(archive, log).fingerprint == first.fingerprint
-    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
     assert log == []
 
 
-def test_what_a_process_writes_into_its_pictures_stays_its_own(archive: Path) -> None:
+def test_what_a_process_writes_into_its_images_stays_its_own(archive: Path) -> None:
     load(archive).train.images.zero_()
     assert load(archive).train.images.any()
 
@@ -147,9 +146,9 @@ def test_the_cache_is_known_by_content(archive: Path, tmp_path: Path) -> None:
     assert load(moved).fingerprint != first.fingerprint
 
 
-def test_each_picture_size_has_a_cache_of_its_own(archive: Path) -> None:
-    assert load(archive, image_size=16).train.images.shape[-1] == 16
-    assert load(archive).train.images.shape[-1] == 8
+def test_each_image_size_has_a_cache_of_its_own(archive: Path) -> None:
+    assert load(archive, image_size=16).image_size == 16
+    assert load(archive).image_size == 8
     assert len(stored(archive.parent / "rankzero-cache")) == 2
 
 
@@ -168,14 +167,14 @@ def test_beside_a_read_only_source_nothing_is_written(archive: Path, home: Path)
 
 def test_a_cache_beside_a_source_serves_also_when_it_is_read_only(archive: Path, home: Path) -> None:
     load(archive)
-    cache = archive.parent / "rankzero-cache"
-    for path in (archive.parent, cache, *stored(cache)):
+    place = archive.parent / "rankzero-cache"
+    for path in (archive.parent, place, *stored(place)):
         path.chmod(0o555)
     try:
         log: list[str] = []
         load(archive, log)
     finally:
-        for path in (archive.parent, cache, *stored(cache)):
+        for path in (archive.parent, place, *stored(place)):
             path.chmod(0o755)
     assert log == []
     assert not home.exists()
@@ -266,7 +265,7 @@ def test_many_processes_at_once_decode_once(tmp_path: Path) -> None:
     ]
     lines = [line for process in running for line in process.communicate()[0].splitlines()]
     assert [process.returncode for process in running] == [0, 0, 0]
-    assert sum("decoded pictures kept" in line for line in lines) == 1
+    assert sum("decoded images kept" in line for line in lines) == 1
     assert len({line for line in lines if not line.startswith("LOG")}) == 1
 
 
@@ -275,30 +274,30 @@ def test_threads_at_once_decode_once(archive: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         fingerprints = {data.fingerprint for data in pool.map(lambda _: load(archive, log), range(4))}
     assert len(fingerprints) == 1
-    assert sum("decoded pictures kept" in line for line in log) == 1
+    assert sum("decoded images kept" in line for line in log) == 1
 
 
 def test_a_process_killed_while_decoding_leaves_nothing_that_is_taken_for_whole(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree", 200)
-    cache = tmp_path / "rankzero-cache"
+    place = tmp_path / "rankzero-cache"
     program = (
         "from job.config.settings import Data\nfrom job.data import datasets\n"
         f"datasets.prepare(Data(source='folder', root={str(tree)!r}, image_size=64))\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY) as process:
         deadline = time.monotonic() + 60
-        while not any(".tmp-" in path.name for path in cache.glob("*")) and time.monotonic() < deadline:
+        while not any(".tmp-" in path.name for path in place.glob("*")) and time.monotonic() < deadline:
             time.sleep(0.005)
         process.kill()
     assert len(load(tree, image_size=64).train) == 320
-    assert len(stored(cache)) == 1, "what the killed process left is cleared away"
+    assert len(stored(place)) == 1, "what the killed process left is cleared away"
 
 
 def test_a_source_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree")
 
     @contextmanager
-    def meddle(description: str, total: int | None, unit: str) -> Iterator[decoded.Advance]:
+    def meddle(description: str, total: int | None, unit: str) -> Iterator[cache.Advance]:
         shutil.copy(tree / "train" / "cat" / "000.png", tree / "train" / "cat" / "new.png")
         yield lambda amount: None
 
@@ -310,7 +309,7 @@ def test_progress_reaches_its_end(archive: Path) -> None:
     seen: dict[str, list[int]] = {}
 
     @contextmanager
-    def record(description: str, total: int | None, unit: str) -> Iterator[decoded.Advance]:
+    def record(description: str, total: int | None, unit: str) -> Iterator[cache.Advance]:
         seen[description] = [total or 0, 0]
 
         def advance(amount: int) -> None:
@@ -330,7 +329,7 @@ def test_start_up_imports_neither_torchvision_nor_accelerate() -> None:
     assert output.strip() == "[]"
 
 
-def test_the_fingerprint_depends_on_pictures_and_labels(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_images_and_labels(tmp_path: Path) -> None:
     one, same, other = (make_tree(tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
     assert load(one).fingerprint == load(same).fingerprint != load(other).fingerprint
     (same / "train" / "cat" / "000.png").rename(same / "train" / "dog" / "000b.png")

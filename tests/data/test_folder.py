@@ -1,4 +1,4 @@
-"""Folders and archives of pictures: what is read, in which order, and what every kind of bad input is told."""
+"""Folders and archives of images: what is read, in which order, and what every kind of bad input is told."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from job.data import datasets, decoding
 CLASSES = ("cat", "dog")
 
 
-def picture(number: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
+def drawn(number: int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> Image.Image:
     """Noise that differs for each number."""
     noise = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(noise).convert(mode)
@@ -42,13 +42,13 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Two classes of three training and two test pictures, 8x8, lossless."""
+    """Two classes of three training and two test images, 8x8, lossless."""
     for split, count in (("train", 3), ("test", 2)):
         for label, name in enumerate(CLASSES):
             folder = tmp_path / "pets" / split / name
             folder.mkdir(parents=True)
             for number in range(count):
-                (folder / f"{number}.png").write_bytes(encoded(picture(1000 * (split == "test") + 10 * label + number)))
+                (folder / f"{number}.png").write_bytes(encoded(drawn(1000 * (split == "test") + 10 * label + number)))
     return tmp_path / "pets"
 
 
@@ -87,8 +87,8 @@ def test_a_folder_is_read_in_sorted_order_with_labels_by_name(tree: Path) -> Non
     assert data.classes == CLASSES
     assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert data.test.labels.tolist() == [0, 0, 1, 1]
-    expected = np.stack([np.asarray(picture(n)) for n in (0, 1, 2, 10, 11, 12)])
-    np.testing.assert_array_equal(data.train.images.permute(0, 2, 3, 1).numpy(), expected)
+    expected = np.stack([np.asarray(drawn(n)) for n in (0, 1, 2, 10, 11, 12)])
+    np.testing.assert_array_equal(data.train.images.numpy(), expected)
 
 
 @pytest.mark.parametrize("top", ["", "pets-v2/"])
@@ -109,10 +109,10 @@ def test_nothing_but_the_cache_is_written(tree: Path, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"pets.tar", "rankzero-cache"}
 
 
-def test_pictures_in_subfolders_of_a_class_count(tree: Path) -> None:
+def test_images_in_subfolders_of_a_class_count(tree: Path) -> None:
     before = len(load(tree).train)
     (tree / "train" / "cat" / "2024" / "may").mkdir(parents=True)
-    (tree / "train" / "cat" / "2024" / "may" / "x.png").write_bytes(encoded(picture(99)))
+    (tree / "train" / "cat" / "2024" / "may" / "x.png").write_bytes(encoded(drawn(99)))
     after = load(tree)
     assert len(after.train) == before + 1
     assert after.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
@@ -144,24 +144,24 @@ def test_files_outside_class_folders_are_passed_over_with_one_line(tree: Path, t
 def test_of_two_members_of_one_name_the_later_counts(tree: Path, tmp_path: Path) -> None:
     archive = pack(tree, tmp_path / "pets.tar")
     with tarfile.open(archive, "a") as file:
-        content = encoded(picture(77))
+        content = encoded(drawn(77))
         member = tarfile.TarInfo("./train/cat/1.png")
         member.size = len(content)
         file.addfile(member, io.BytesIO(content))
     data = load(archive)
     assert len(data.train) == 6
-    np.testing.assert_array_equal(data.train.images[1].permute(1, 2, 0).numpy(), np.asarray(picture(77)))
+    np.testing.assert_array_equal(data.train.images[1].numpy(), np.asarray(drawn(77)))
 
 
-# --- one picture
+# --- one image
 
 
 def pixels(content: bytes, size: int) -> np.ndarray:
     return np.frombuffer(decoding.read(content, size), np.uint8).reshape(size, size, 3)
 
 
-def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
-    np.testing.assert_array_equal(pixels(encoded(picture(3)), 8), np.asarray(picture(3)))
+def test_a_image_of_the_right_size_keeps_its_pixels() -> None:
+    np.testing.assert_array_equal(pixels(encoded(drawn(3)), 8), np.asarray(drawn(3)))
 
 
 def test_resizing_averages_over_all_pixels_that_a_new_one_covers() -> None:
@@ -171,9 +171,9 @@ def test_resizing_averages_over_all_pixels_that_a_new_one_covers() -> None:
 
 
 def test_grey_and_palette_become_rgb() -> None:
-    grey = picture(4, mode="L")
+    grey = drawn(4, mode="L")
     assert (pixels(encoded(grey), 8) == np.asarray(grey)[..., None]).all()
-    palette = picture(4).quantize(16)
+    palette = drawn(4).quantize(16)
     np.testing.assert_array_equal(pixels(encoded(palette), 8), np.asarray(palette.convert("RGB")))
 
 
@@ -220,7 +220,7 @@ def test_the_orientation_that_the_camera_noted_is_applied() -> None:
 
 def bomb() -> bytes:
     """A PNG that claims to be 20,000 pixels wide and high."""
-    content = bytearray(encoded(picture(0)))
+    content = bytearray(encoded(drawn(0)))
     content[16:24] = (20_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
@@ -231,35 +231,35 @@ def bomb() -> bytes:
     [
         (b"", "empty"),
         (b"hello", "unknown format"),
-        (encoded(picture(1, (64, 64)))[:2000], "truncated"),
-        (encoded(picture(1, (64, 64)), "JPEG")[:1000], "truncated"),
+        (encoded(drawn(1, (64, 64)))[:2000], "truncated"),
+        (encoded(drawn(1, (64, 64)), "JPEG")[:1000], "truncated"),
         (bomb(), "pixels"),
-        (encoded(picture(1, mode="F"), "TIFF"), "floating-point"),
-        (encoded(picture(1), "EPS"), "unknown format"),  # Pillow would start Ghostscript
+        (encoded(drawn(1, mode="F"), "TIFF"), "floating-point"),
+        (encoded(drawn(1), "EPS"), "unknown format"),  # Pillow would start Ghostscript
     ],
     ids=["empty", "text", "cut PNG", "cut JPEG", "bomb", "floating point", "EPS"],
 )
-def test_what_is_no_whole_picture_is_refused_with_the_reason(content: bytes, reason: str) -> None:
+def test_what_is_no_whole_image_is_refused_with_the_reason(content: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         decoding.read(content, 8)
 
 
-# --- files that are no pictures
+# --- files that are no images
 
 
 def spoil(tree: Path) -> None:
-    (tree / "train" / "cat" / "notes.txt").write_text("no picture")
-    (tree / "train" / "dog" / "0.png").write_bytes(encoded(picture(5))[:60])
+    (tree / "train" / "cat" / "notes.txt").write_text("no image")
+    (tree / "train" / "dog" / "0.png").write_bytes(encoded(drawn(5))[:60])
     (tree / "test" / "dog" / "zero.png").touch()
     (tree / "test" / "dog" / "broken.png").symlink_to("nowhere")
     (tree / "test" / "dog" / "circle.png").symlink_to("circle.png")
     os.mkfifo(tree / "test" / "dog" / "pipe.png")
 
 
-def test_files_that_are_no_pictures_are_counted_and_the_first_are_named(tree: Path) -> None:
+def test_files_that_are_no_images_are_counted_and_the_first_are_named(tree: Path) -> None:
     spoil(tree)
     message = failure(tree)
-    assert "6 files are not readable pictures" in message
+    assert "6 files are not readable images" in message
     assert "train/cat/notes.txt (unknown format)" in message
     assert "and 3 more" in message
     assert "skip_unreadable" in message
@@ -271,13 +271,13 @@ def test_skip_unreadable_leaves_them_out_and_says_so_at_every_start(tree: Path) 
         log: list[str] = []
         data = load(tree, log, skip_unreadable=True)
         assert (len(data.train), len(data.test)) == (5, 4)
-        assert sum("6 files are not readable pictures" in line for line in log) == 1
+        assert sum("6 files are not readable images" in line for line in log) == 1
 
 
 def test_a_class_of_which_nothing_is_readable_is_an_error_even_then(tree: Path) -> None:
     for path in (tree / "test" / "dog").iterdir():
-        path.write_bytes(b"no picture")
-    assert "no pictures in test/dog" in failure(tree, skip_unreadable=True)
+        path.write_bytes(b"no image")
+    assert "no images in test/dog" in failure(tree, skip_unreadable=True)
 
 
 # --- folders and archives that are not as they should be
@@ -294,7 +294,7 @@ def test_an_empty_class_folder_is_an_error(tree: Path, tmp_path: Path, kind: str
     for split in ("train", "test"):
         (tree / split / "bird").mkdir()
     root = tree if kind == "folder" else pack(tree, tmp_path / f"pets.{kind}")
-    assert "no pictures in train/bird" in failure(root)
+    assert "no images in train/bird" in failure(root)
 
 
 def test_classes_that_differ_are_listed_and_never_renumbered(tree: Path) -> None:
@@ -427,13 +427,13 @@ def test_a_directory_that_cannot_be_read_is_an_error_and_not_left_out(tree: Path
 
 
 def test_names_that_are_not_utf8_do_not_stop_the_message(tree: Path) -> None:
-    (Path(os.fsdecode(os.fsencode(tree) + b"/train/cat/\xff.png"))).write_bytes(b"no picture")
+    (Path(os.fsdecode(os.fsencode(tree) + b"/train/cat/\xff.png"))).write_bytes(b"no image")
     assert "train/cat/\\udcff.png" in failure(tree)
 
 
 def test_a_folder_that_changes_is_decoded_again(tree: Path) -> None:
     before = load(tree)
-    (tree / "train" / "cat" / "0.png").write_bytes(encoded(picture(500)))
+    (tree / "train" / "cat" / "0.png").write_bytes(encoded(drawn(500)))
     after = load(tree)
     assert after.fingerprint != before.fingerprint
 
@@ -448,7 +448,7 @@ def test_a_decoder_that_dies_is_an_error_and_no_hang() -> None:
         (decoder,) = children(os.getpid()) - before
         os.kill(decoder, signal.SIGKILL)
         with pytest.raises(ChildProcessError, match="died"):
-            read([encoded(picture(1))]).result(timeout=30)
+            read([encoded(drawn(1))]).result(timeout=30)
 
 
 def test_signals_meant_for_the_job_do_not_end_its_decoders() -> None:
@@ -458,7 +458,7 @@ def test_signals_meant_for_the_job_do_not_end_its_decoders() -> None:
         (decoder,) = children(os.getpid()) - before
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             os.kill(decoder, number)
-        assert read([encoded(picture(1))]).result(timeout=30) == (picture(1).tobytes(), [None])
+        assert read([encoded(drawn(1))]).result(timeout=30) == (drawn(1).tobytes(), [None])
 
 
 def test_decoders_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -480,10 +480,10 @@ def test_decoders_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif("RANKZERO_PICTURES" not in os.environ, reason="RANKZERO_PICTURES names no archive")
-def test_sixty_thousand_real_pictures(tmp_path: Path) -> None:
+def test_sixty_thousand_real_images(tmp_path: Path) -> None:
     archive = Path(os.environ["RANKZERO_PICTURES"])
     data = load(archive, image_size=32, cache=str(tmp_path), validation=0.2)
-    assert data.train.images.shape == (50_000, 3, 32, 32)
+    assert data.train.images.shape == (50_000, 32, 32, 3)
     assert (len(data.train), len(data.validation), len(data.test)) == (40_000, 10_000, 10_000)
     assert data.test.labels.bincount().tolist() == [1000] * 10
     started = time.perf_counter()

@@ -19,8 +19,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
 
 
 def test_counts(data: datasets.Dataset) -> None:
-    assert data.train.images.shape == (20_000, 3, 32, 32)
-    assert data.test.images.shape == (5_000, 3, 32, 32)
+    assert data.train.images.shape == (20_000, 32, 32, 3)
+    assert data.test.images.shape == (5_000, 32, 32, 3)
     assert data.train.labels.bincount().tolist() == [2_000] * 10
     assert data.test.labels.bincount().tolist() == [500] * 10
     assert len(set(data.classes)) == 10
@@ -28,18 +28,18 @@ def test_counts(data: datasets.Dataset) -> None:
 
 
 def test_every_machine_draws_the_same(data: datasets.Dataset) -> None:
-    # sums of whole pictures in coarse steps: one bit of one cosine may differ, a picture may not
+    # sums of whole images in coarse steps: one bit of one cosine may differ, an image may not
     sums = data.test.images[:1000].numpy().sum((1, 2, 3), dtype=np.int64) // 4096
     digest = hashlib.sha256(sums.astype("<i8").tobytes()).hexdigest()[:16]
     assert digest == "525bcd72de14326d"
 
 
-def test_a_picture_follows_from_its_number_alone() -> None:
+def test_a_image_follows_from_its_number_alone() -> None:
     together, alone = shapes10.draw(np.arange(40)), shapes10.draw(np.array([17]))
     np.testing.assert_array_equal(together[17], alone[0])
 
 
-def test_no_picture_of_test_is_in_train(data: datasets.Dataset) -> None:
+def test_no_image_of_test_is_in_train(data: datasets.Dataset) -> None:
     seen = {image.numpy().tobytes() for image in data.train.images}
     assert len(seen) == 20_000
     assert not any(image.numpy().tobytes() in seen for image in data.test.images)
@@ -48,7 +48,7 @@ def test_no_picture_of_test_is_in_train(data: datasets.Dataset) -> None:
 def test_classes_do_not_differ_in_mean_colour(data: datasets.Dataset) -> None:
     """Or a network could tell them without looking at the shape."""
     images, labels = data.train.images[:5000].float(), data.train.labels[:5000]
-    means = np.array([[images[labels == label, channel].mean() for channel in range(3)] for label in range(10)])
+    means = np.array([[images[labels == label, :, :, channel].mean() for channel in range(3)] for label in range(10)])
     assert (abs(means - means.mean(0)) < 8).all()
     assert 80 < means.mean() < 150
     assert images.std() > 50

@@ -78,7 +78,7 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
     confidence = torch.rand(images, generator=draw)
     predictions = Predictions(predicted, confidence, torch.ones(images), labels)
-    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8).permute(0, 3, 1, 2)
+    pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     tensors = {"predicted": predicted, "confidence": confidence, "labels": labels}
     files.save_weights(path / "predictions.safetensors", tensors)

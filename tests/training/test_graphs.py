@@ -46,7 +46,7 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (BATCH * 6 + 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (len(images),), generator=generator)
-    split = Split(images.permute(0, 3, 1, 2).to(DEVICE), labels.to(DEVICE), torch.arange(len(images)))
+    split = Split(images.to(DEVICE), labels.to(DEVICE), torch.arange(len(images)))
     batches = Batches(split, settings.data, DEVICE, rank=0, world_size=1)
     torch.manual_seed(1)
     model = network().to(DEVICE).to(memory_format=torch.channels_last)
