@@ -65,6 +65,11 @@ class Data:
     def __post_init__(self) -> None:
         _require(0 <= self.validation < 1, "data.validation", self.validation, "from 0 up to but not including 1")
         _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "from 8 to 1024 pixels")
+        if self.source in ("cifar10", "shapes10") and self.image_size != 32:
+            raise UserError(
+                f"data.image_size={self.image_size}",
+                f"{self.source}'s images are 32 pixels; use 32, or data.source folder",
+            )
         _require(all(map(math.isfinite, self.mean)), "data.mean", self.mean, "finite numbers")
         _require(all(0 < s < math.inf for s in self.std), "data.std", self.std, "positive numbers")
 
