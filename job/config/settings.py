@@ -57,18 +57,18 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which pictures, and how they reach the network."""
+    """Which images, and how they reach the network."""
 
     source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
     """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
     root: str = field(default="data", metadata=MAY_CHANGE | NO_RECIPE)
     """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
     validation: float = _number(0.2, 0, 1.0)
-    """share of the training pictures held out for validation, from 0 up to but not including 1"""
+    """share of the training images held out for validation, from 0 up to but not including 1"""
     image_size: int = _number(32, 8, 1025)
-    """height and width in pixels that pictures of the "folder" source are resized to"""
+    """height and width in pixels that images of the "folder" source are resized to"""
     augment: Literal["none", "flip", "flip_crop"] = "none"
-    """training pictures: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
+    """training images: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
     mean: tuple[float, float, float] = _number((0.5, 0.5, 0.5), -math.inf)
     """per channel, subtracted from values in [0, 1]"""
     std: tuple[float, float, float] = _number((0.5, 0.5, 0.5), above=0)
@@ -76,9 +76,9 @@ class Data:
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
     cache: str | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
-    """directory for decoded pictures; null: beside the source, or the user's cache directory if that is read-only"""
+    """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
-    """leave out files that are no pictures, with one warning, in place of stopping"""
+    """leave out files that are no images, with one warning, in place of stopping"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Train:
     """How long and how."""
 
     epochs: int = _number(10, 1, **MAY_CHANGE)
-    """passes over the training pictures"""
+    """passes over the training images"""
     batch_size: int = _number(128, 1)
     """global batch size: images per optimizer step over all processes together"""
     gradient_accumulation: int = _number(1, 1, **MAY_CHANGE)
@@ -141,7 +141,7 @@ class Runtime:
     gradients: Literal["fp32", "bf16"] = "fp32"
     """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
     data_on: Literal["auto", "device", "host"] = field(default="auto", metadata=MAY_CHANGE)
-    """where the pictures lie; auto: on the device if they take less than half of its free memory"""
+    """where the images lie; auto: on the device if they take less than half of its free memory"""
     threads: int | None = _number(None, 1, **MAY_CHANGE)
     """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
     timeout: float = _number(600, 1, **MAY_CHANGE)
