@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import lzma
 import os
 import stat
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal
 
 from job.config.errors import UserError
 
@@ -154,20 +155,16 @@ def _refuse_link(archive: Path, name: str) -> None:
     )
 
 
-def _decompressed(raw: BinaryIO, start: bytes) -> _Readable:
+def _decompressed(raw: io.BufferedReader, start: bytes) -> io.BufferedIOBase:
     if start.startswith(_GZIP):
         return gzip.GzipFile(fileobj=raw)
-    return lzma.open(raw) if start.startswith(_XZ) else raw
-
-
-class _Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+    return lzma.LZMAFile(raw) if start.startswith(_XZ) else raw
 
 
 class _Stream:
     """What tarfile reads from: keeps where the last byte was that is not zero, which tells a whole archive's end."""
 
-    def __init__(self, file: _Readable) -> None:
+    def __init__(self, file: io.BufferedIOBase) -> None:
         self._file = file
         self.position = 0
         self.content_end = 0

@@ -30,8 +30,8 @@ FORMAT = 1
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _OTHER_PLACE = "make room there, or set data.cache to a directory on another disk"
 
 Advance = Callable[[int], None]
@@ -287,6 +287,6 @@ def disk_errors(what: str, mend: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL + _FORBIDDEN:
+        if error.errno in _FULL | _FORBIDDEN:
             raise UserError(f"{what} cannot be written ({error.strerror})", mend) from None
         raise

@@ -183,14 +183,11 @@ def _find(root: Path) -> dict[str, bytes] | None:
             return _extract(content)
         wrong = f"{archive} ({len(content)} bytes, {PUBLISHED.size} expected)"
     elif folder.exists():
-        batches = {}
-        for name, md5 in PUBLISHED.batches:
-            batches[name] = _bytes(folder / name) if (folder / name).exists() else b""
-            if hashlib.md5(batches[name], usedforsecurity=False).hexdigest() != md5:
-                wrong = str(folder / name)
-                break
-        else:
+        batches = {name: _bytes(folder / name) if (folder / name).exists() else b"" for name, _ in PUBLISHED.batches}
+        found = {name: hashlib.md5(content, usedforsecurity=False).hexdigest() for name, content in batches.items()}
+        if found == dict(PUBLISHED.batches):
             return batches
+        wrong = str(next(folder / name for name, md5 in PUBLISHED.batches if found[name] != md5))
     else:
         return None
     raise UserError(f"{wrong}: missing, damaged or truncated", "delete it, and it will be downloaded again")
