@@ -438,6 +438,12 @@ def test_a_folder_that_changes_is_decoded_again(tree: Path) -> None:
     assert after.fingerprint != before.fingerprint
 
 
+def test_where_no_process_is_bound_to_cores_all_of_them_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert decoding.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert decoding.cores() == os.cpu_count()
+
+
 def children(process: int) -> set[int]:
     return {int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()}
 
