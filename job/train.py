@@ -159,7 +159,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         dataset.classes,
         split="test",
         world_size=trainer.group.world_size,
-        checkpoint=trainer.saving.checkpoints.newest(),
+        checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
         parameters=registry.count_parameters(trainer.model),
