@@ -149,10 +149,7 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
 
     dataset = trainer.dataset
     files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
-    files.save_weights(
-        directory.path / "predictions.safetensors",
-        {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
-    )
+    predictions.save(directory.path)
     samples.keep(directory.path, dataset.test, predictions)
     result = metrics.report(
         predictions,
