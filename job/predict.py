@@ -101,8 +101,10 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
 
     def result() -> tuple[Sequence[str], Tensor, list[str | None]]:
         chunk, future = waiting.popleft()
-        pixels, reasons = future.result()
+        answers = future.result()
+        pixels = b"".join(answer for answer in answers if isinstance(answer, bytes))
         flat = torch.frombuffer(bytearray(pixels), dtype=torch.uint8) if pixels else torch.empty(0).byte()
+        reasons = [answer if isinstance(answer, str) else None for answer in answers]
         return chunk, flat.view(-1, size, size, 3).permute(0, 3, 1, 2), reasons
 
     waiting: deque[tuple[Sequence[str], Future[decoding.Pixels]]] = deque()

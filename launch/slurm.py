@@ -110,7 +110,7 @@ def identity(allocation: Allocation, run: Path, overrides: list[str]) -> list[st
 
 
 def local_disk(allocation: Allocation) -> Path | None:
-    """A directory on every node's own disk for the decoded pictures; None where the site names none.
+    """A directory on every node's own disk for the decoded images; None where the site names none.
 
     One process a node decodes the archive into it while the others wait, and all of them map it.
     """
@@ -120,7 +120,7 @@ def local_disk(allocation: Allocation) -> Path | None:
     local = Path(named) / "rankzero"
     done = run_client(*srun(allocation, tasks=1, cpus=1), "mkdir", "-p", "--", str(local))
     if done.returncode:
-        say(f"{local} cannot be made on every node, so the decoded pictures stay where the data set is")
+        say(f"{local} cannot be made on every node, so the decoded images stay where the data set is")
         return None
     return local
 

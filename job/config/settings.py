@@ -24,6 +24,24 @@ NO_RECIPE = {"no_recipe": True}
 """mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
 
 
+def _number(
+    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **marks: Any
+) -> Any:
+    """A setting that holds finite numbers from ``low`` up to but not including ``high``, and larger than ``above``."""
+    allowed = f"at least {low}" if low > -math.inf else "a positive number" if above == 0 else "finite"
+    if high < math.inf:
+        allowed = (
+            f"from {low} to {high - 1}" if isinstance(high, int) else f"from {low} up to but not including {high:g}"
+        )
+
+    def fits(value: float | None) -> bool:
+        return value is None or (math.isfinite(value) and low <= value < high and value > above)
+
+    return field(
+        default=default, metadata={"fits": fits, "allowed": ("null or " if default is None else "") + allowed, **marks}
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which network, and where its weights come from."""
@@ -39,71 +57,51 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which pictures, and how they reach the network."""
+    """Which images, and how they reach the network."""
 
     source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
     """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
     root: str = field(default="data", metadata=MAY_CHANGE | NO_RECIPE)
     """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
-    validation: float = 0.2
-    """share of the training pictures held out for validation, from 0 up to but not including 1"""
-    image_size: int = 32
-    """height and width in pixels that pictures of the "folder" source are resized to"""
+    validation: float = _number(0.2, 0, 1.0)
+    """share of the training images held out for validation, from 0 up to but not including 1"""
+    image_size: int = _number(32, 8, 1025)
+    """height and width in pixels that images of the "folder" source are resized to"""
     augment: Literal["none", "flip", "flip_crop"] = "none"
-    """training pictures: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """training images: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
+    mean: tuple[float, float, float] = _number((0.5, 0.5, 0.5), -math.inf)
     """per channel, subtracted from values in [0, 1]"""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = _number((0.5, 0.5, 0.5), above=0)
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
     cache: str | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
-    """directory for decoded pictures; null: beside the source, or the user's cache directory if that is read-only"""
+    """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
-    """leave out files that are no pictures, with one warning, in place of stopping"""
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.validation < 1, "data.validation", self.validation, "from 0 up to but not including 1")
-        _require(8 <= self.image_size <= 1024, "data.image_size", self.image_size, "from 8 to 1024 pixels")
-        if self.source in ("cifar10", "shapes10") and self.image_size != 32:
-            raise UserError(
-                f"data.image_size={self.image_size}",
-                f"{self.source}'s images are 32 pixels; use 32, or data.source folder",
-            )
-        _require(all(map(math.isfinite, self.mean)), "data.mean", self.mean, "finite numbers")
-        _require(all(0 < s < math.inf for s in self.std), "data.std", self.std, "positive numbers")
+    """leave out files that are no images, with one warning, in place of stopping"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
     """How long and how."""
 
-    epochs: int = field(default=10, metadata=MAY_CHANGE)
-    """passes over the training pictures"""
-    batch_size: int = 128
+    epochs: int = _number(10, 1, **MAY_CHANGE)
+    """passes over the training images"""
+    batch_size: int = _number(128, 1)
     """global batch size: images per optimizer step over all processes together"""
-    gradient_accumulation: int = field(default=1, metadata=MAY_CHANGE)
+    gradient_accumulation: int = _number(1, 1, **MAY_CHANGE)
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
-    gradient_shards: int | None = None
+    gradient_shards: int | None = _number(None, 1)
     """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
     in one fixed order, so that any number of processes that divides N trains the same bits"""
-    label_smoothing: float = 0.0
+    label_smoothing: float = _number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
-    clip_norm: float | None = None
+    clip_norm: float | None = _number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
-    seed: int = field(default=42, metadata=NO_RECIPE)
+    seed: int = _number(42, 0, 2**32, **NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "train.epochs", self.epochs, "at least 1")
-        _require(self.batch_size >= 1, "train.batch_size", self.batch_size, "at least 1 image")
-        _require(self.gradient_accumulation >= 1, "train.gradient_accumulation", self.gradient_accumulation, ">= 1")
-        _require(_positive_or_none(self.gradient_shards), "train.gradient_shards", self.gradient_shards, "null or >= 1")
-        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", self.label_smoothing, "from 0 up to 1")
-        _require(_positive_or_none(self.clip_norm), "train.clip_norm", self.clip_norm, "null or a positive number")
-        _require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +110,12 @@ class Optimizer:
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """update rule"""
-    learning_rate: float = 0.001
+    learning_rate: float = _number(0.001, above=0)
     """peak learning rate, for the global batch; not scaled by the number of processes"""
-    weight_decay: float = 0.0
+    weight_decay: float = _number(0.0, 0)
     """L2 penalty (adam, sgd) or decoupled decay (adamw)"""
-    momentum: float = 0.9
+    momentum: float = _number(0.9, 0, 1.0)
     """sgd only"""
-
-    def __post_init__(self) -> None:
-        rate = self.learning_rate
-        _require(0 < rate < math.inf, "optimizer.learning_rate", rate, "a positive number")
-        _require(0 <= self.weight_decay < math.inf, "optimizer.weight_decay", self.weight_decay, "0 or more")
-        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 up to but not including 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,11 +124,8 @@ class Schedule:
 
     name: Literal["constant", "cosine", "onecycle"] = "constant"
     """shape after the warm-up: constant, half a cosine to 0, or straight up and straight down to 0"""
-    warmup_epochs: float = 0
+    warmup_epochs: float = _number(0, 0)
     """epochs of linear warm-up from 0; "onecycle" with 0 takes a fifth of the run"""
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.warmup_epochs < math.inf, "schedule.warmup_epochs", self.warmup_epochs, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,35 +141,25 @@ class Runtime:
     gradients: Literal["fp32", "bf16"] = "fp32"
     """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
     data_on: Literal["auto", "device", "host"] = field(default="auto", metadata=MAY_CHANGE)
-    """where the pictures lie; auto: on the device if they take less than half of its free memory"""
-    threads: int | None = field(default=None, metadata=MAY_CHANGE)
+    """where the images lie; auto: on the device if they take less than half of its free memory"""
+    threads: int | None = _number(None, 1, **MAY_CHANGE)
     """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
-    timeout: float = field(default=600, metadata=MAY_CHANGE)
+    timeout: float = _number(600, 1, **MAY_CHANGE)
     """seconds after which a process that others wait for is taken for dead"""
-
-    def __post_init__(self) -> None:
-        _require(self.threads is None or self.threads >= 1, "runtime.threads", self.threads, "null or at least 1")
-        _require(1 <= self.timeout < math.inf, "runtime.timeout", self.timeout, "at least 1 second")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """When the whole state is saved."""
 
-    every_epochs: int | None = 1
+    every_epochs: int | None = _number(1, 1)
     """epochs between saves; null: none at epoch ends but the last"""
-    every_steps: int | None = None
+    every_steps: int | None = _number(None, 1)
     """optimizer steps between saves; null: only at epoch ends"""
-    every_seconds: float | None = None
+    every_seconds: float | None = _number(None, above=0)
     """seconds between saves; null: only by steps and epochs"""
-    keep: int = 2
+    keep: int = _number(2, 2)
     """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
-
-    def __post_init__(self) -> None:
-        _require(_positive_or_none(self.every_epochs), "checkpoint.every_epochs", self.every_epochs, "null or >= 1")
-        _require(_positive_or_none(self.every_steps), "checkpoint.every_steps", self.every_steps, "null or >= 1")
-        _require(_positive_or_none(self.every_seconds), "checkpoint.every_seconds", self.every_seconds, "null or > 0")
-        _require(self.keep >= 2, "checkpoint.keep", self.keep, "at least 2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,14 +170,10 @@ class Run:
     """run directory; null: runs/<config name>-<local time>, under Slurm runs/<job name>-<job id>"""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
     """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
-    log_every: int = 50
+    log_every: int = _number(50, 1)
     """optimizer steps between training lines in metrics.jsonl"""
-    max_minutes: float | None = None
+    max_minutes: float | None = _number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
-
-    def __post_init__(self) -> None:
-        _require(self.log_every >= 1, "run.log_every", self.log_every, "at least 1")
-        _require(_positive_or_none(self.max_minutes), "run.max_minutes", self.max_minutes, "null or > 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +190,12 @@ class Config:
     run: Run = field(default_factory=Run, metadata=MAY_CHANGE | NO_RECIPE)
 
     def __post_init__(self) -> None:
+        for part in dataclasses.fields(self):
+            section = getattr(self, part.name)
+            for f in dataclasses.fields(section):
+                value, fits = getattr(section, f.name), f.metadata.get("fits")
+                if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
+                    raise UserError(f"{part.name}.{f.name}={value}", f"must be {f.metadata['allowed']}")
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
@@ -224,6 +205,11 @@ class Config:
         if self.train.gradient_shards and self.model.name == "vgg16_bn":
             raise UserError(
                 "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"
+            )
+        if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
+            raise UserError(
+                f"data.image_size={self.data.image_size}",
+                f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise UserError(
@@ -251,15 +237,6 @@ class Config:
                 f"use {' or '.join(map(str, near))}, or another number of processes",
             )
         return parts
-
-
-def _positive_or_none(value: float | None) -> bool:
-    return value is None or 0 < value < math.inf
-
-
-def _require(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"{key}={value}", f"must be {allowed}")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

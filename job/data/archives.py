@@ -30,6 +30,8 @@ class Member:
     """bytes, or where to read them"""
     cost: int
     """how much further this member brings the stream, in the unit of ``extent``"""
+    stamp: tuple[int, ...] = ()
+    """of a folder's file: size, and modification time in nanoseconds"""
 
 
 def kind(root: Path) -> Kind:
@@ -52,7 +54,7 @@ def extent(root: Path) -> tuple[int | None, str]:
     """How long the stream of ``members(root)`` is, and in which unit."""
     match kind(root):
         case "folder":
-            return sum(1 for entry in walk(root) if not entry.is_directory), "files"
+            return sum(member.cost for member in walk(root)), "files"
         case "tar":
             return root.stat().st_size, "B"
         case "zip":
@@ -67,25 +69,14 @@ def members(root: Path) -> Iterator[Member]:
     """
     match kind(root):
         case "folder":
-            yield from (Member(e.parts, None if e.is_directory else e.path, not e.is_directory) for e in walk(root))
+            yield from walk(root)
         case "tar":
             yield from _tar_members(root)
         case "zip":
             yield from _zip_members(root)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One entry of a folder tree."""
-
-    parts: tuple[str, ...]
-    path: Path
-    is_directory: bool
-    size: int
-    mtime_ns: int
-
-
-def walk(root: Path) -> Iterator[Entry]:
+def walk(root: Path) -> Iterator[Member]:
     """Everything below ``root/train`` and ``root/test``, in sorted order, links followed.
 
     Raises ``UserError`` for a directory that cannot be read and for a link that leads back to where it hangs.
@@ -98,19 +89,18 @@ def walk(root: Path) -> Iterator[Entry]:
 def listing_digest(root: Path) -> str:
     """Hex SHA-256 over path, size and modification time of every file of a folder."""
     total = hashlib.sha256()
-    for entry in walk(root):
-        fields = ("/".join(entry.parts), *(() if entry.is_directory else (str(entry.size), str(entry.mtime_ns))))
-        total.update(os.fsencode("\0".join(fields)) + b"\n")
+    for member in walk(root):
+        total.update(os.fsencode("\0".join(("/".join(member.parts), *map(str, member.stamp)))) + b"\n")
     return total.hexdigest()
 
 
-def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
+def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int], ...]) -> Iterator[Member]:
     entries = _listed(directory)
     status = directory.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"{directory}: is a link to a directory that contains it", "take the link away")
-    yield Entry(parts, directory, True, 0, 0)
+    yield Member(parts, None, 0)
     for entry in entries:
         if hidden(entry.name):
             continue
@@ -118,12 +108,12 @@ def _walk(directory: Path, parts: tuple[str, ...], above: tuple[tuple[int, int],
         try:
             status = entry.stat()
         except OSError:  # a link to nothing or to itself: reading it will say so
-            yield Entry(below, path, False, 0, 0)
+            yield Member(below, path, 1, (0, 0))
             continue
         if stat.S_ISDIR(status.st_mode):
             yield from _walk(path, below, (*above, here))
         else:
-            yield Entry(below, path, False, status.st_size, status.st_mtime_ns)
+            yield Member(below, path, 1, (status.st_size, status.st_mtime_ns))
 
 
 def _listed(directory: Path) -> list[os.DirEntry[str]]:

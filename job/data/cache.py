@@ -82,7 +82,8 @@ class ImageFile:
         self._directory, self._part, self._size = directory, part, size
         self._path = directory / f"{part}_images.npy"
         self._file = self._path.open("wb")
-        self._count = 0
+        self.count = 0
+        """images so far"""
         self._header()
 
     def __enter__(self) -> ImageFile:
@@ -94,13 +95,13 @@ class ImageFile:
     def append(self, block: NDArray[np.uint8] | bytes) -> None:
         """Add ``block``, uint8 ``[k, size, size, 3]``, or its bytes."""
         written = self._file.write(block if isinstance(block, bytes) else np.ascontiguousarray(block).data)
-        self._count += written // (self._size * self._size * 3)
+        self.count += written // (self._size * self._size * 3)
 
     def finish(self, labels: NDArray[np.int64], order: NDArray[np.int64] | None = None) -> None:
         """Close the images, kept in ``order`` (row numbers; None: all as written), and write their ``labels``."""
         self._header()
         self._file.close()
-        if order is None or np.array_equal(order, np.arange(self._count)):
+        if order is None or np.array_equal(order, np.arange(self.count)):
             np.save(self._directory / f"{self._part}_labels.npy", labels.astype(np.int64))
             return
         unordered = self._path.rename(self._path.with_suffix(".unordered"))
@@ -114,7 +115,7 @@ class ImageFile:
     def _header(self) -> None:
         # numpy leaves room for the first dimension to grow, so the header keeps its length
         self._file.seek(0)
-        shape = (self._count, self._size, self._size, 3)
+        shape = (self.count, self._size, self._size, 3)
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
@@ -229,7 +230,8 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
         with disk_errors(f"decoded images in {final.parent}", _OTHER_PLACE):
             working.mkdir()
             contents = build(working)
-            hashes = {name: _array_digest(working / f"{name}.npy") for name in ARRAYS}
+            arrays = {name: np.load(working / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+            hashes = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
             identity = json.dumps([contents.classes, hashes])
             about = {
                 "format": FORMAT,
@@ -268,10 +270,6 @@ def _look_at(path: Path) -> Stored | str | None:
         return f"damaged ({Path(error.filename).name} is missing)"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"damaged ({type(error).__name__}: {error})"
-
-
-def _array_digest(path: Path) -> str:
-    return hashlib.sha256(np.load(path, mmap_mode="r").data).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -28,8 +28,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
 
 Encoded = bytes | Path
 """an image file's bytes, or where to read them"""
-Pixels = tuple[bytes, list[str | None]]
-"""RGB of the files that could be read, one after the other, and for each file what was wrong with it (None: nothing)"""
+Pixels = list[bytes | str]
+"""for each file its RGB as ``read`` gives it, or what was wrong with it"""
 Reader = Callable[[Sequence[Encoded]], Future[Pixels]]
 """reads many files as ``read`` does, later; paths must be absolute"""
 
@@ -121,15 +121,13 @@ def _serve() -> None:
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             encoded, size = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
-            pixels: list[bytes] = []
-            failures: list[str | None] = []
+            pixels: Pixels = []
             for item in encoded:
                 try:
                     pixels.append(read(item, size))
-                    failures.append(None)
                 except ValueError as error:
-                    failures.append(str(error))
-            pickle.dump((b"".join(pixels), failures), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+                    pixels.append(str(error))
+            pickle.dump(pixels, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
             sys.stdout.buffer.flush()
 
 

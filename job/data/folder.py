@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from job.config.errors import UserError
 from job.data import archives, cache, decoding
@@ -35,19 +36,17 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
     root = root.absolute()
     layout = _Layout(root)
     with ImageFile(into, "train", size) as train, ImageFile(into, "test", size) as test:
-        splits = {"train": _Split("train", train), "test": _Split("test", test)}
-        _read_all(root, size, layout, splits, progress)
-        classes = layout.classes()
-        notes = layout.notes()
-        unreadable = [line for split in splits.values() for line in split.unreadable]
+        files = {"train": train, "test": test}
+        rows, unreadable = _read_all(root, size, layout, files, progress)
+        classes, notes = layout.classes(), layout.notes()
         if unreadable:
             are = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
             what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
             if not skip_unreadable:
                 raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
             notes.append(f"left out: {what}")
-        for split in splits.values():
-            split.finish(root, classes)
+        for split, file in files.items():
+            file.finish(*_sorted(root, split, rows[split], classes))
     return Contents(classes, tuple(notes))
 
 
@@ -63,72 +62,62 @@ def content_digest(root: Path, places: Sequence[Path], progress: Progress, log: 
     return cache.digest(root, places, progress, log)
 
 
-def _read_all(root: Path, size: int, layout: _Layout, splits: dict[str, _Split], progress: Progress) -> None:
-    """Read serially, decode in parallel, collect in order."""
-    queue: deque[tuple[_Split, list[str], Future[Pixels]]] = deque()
+def _read_all(
+    root: Path, size: int, layout: _Layout, files: dict[str, ImageFile], progress: Progress
+) -> tuple[dict[str, dict[str, int]], list[str]]:
+    """Read serially, decode in parallel, collect in order.
+
+    By split, the row in its file of each "class/.../file"; and what could not be read, with the reasons.
+    """
+    rows: dict[str, dict[str, int]] = {split: {} for split in files}
+    unreadable: dict[str, list[str]] = {split: [] for split in files}
+    queue: deque[tuple[list[tuple[str, str]], Future[Pixels]]] = deque()
+    places: list[tuple[str, str]] = []  # of the block that is being gathered
+    block: list[Encoded] = []
+    held = 0  # bytes in it
     processes = min(decoding.cores(), 32)
     total, unit = archives.extent(root)
     with decoding.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
 
-        def submit(split: _Split) -> None:
-            queue.append((split, split.paths, read(split.encoded)))
-            split.paths, split.encoded, split.bytes = [], [], 0
-            if len(queue) > 2 * processes:  # bounds the memory, whatever the disk and the decoders do
-                collect()
-
-        def collect() -> None:
-            split, paths, pixels = queue.popleft()
-            split.add(paths, *pixels.result())
+        def collect(most: int) -> None:
+            while len(queue) > most:
+                names, pixels = queue.popleft()
+                for (split, path), image in zip(names, pixels.result(), strict=True):
+                    if isinstance(image, str):
+                        unreadable[split].append(f"{split}/{path} ({image})")
+                    else:
+                        rows[split][path] = files[split].count
+                        files[split].append(image)
 
         for member in archives.members(root):
             advance(member.cost)
             if (place := layout.place(member)) is None or member.content is None:
                 continue
-            split = splits[place[0]]
-            split.paths.append(place[1])
-            split.encoded.append(member.content)
-            split.bytes += len(member.content) if isinstance(member.content, bytes) else 0
-            if len(split.paths) >= _BLOCK or split.bytes >= _BLOCK_BYTES:
-                submit(split)
-        for split in splits.values():
-            submit(split)
-        while queue:
-            collect()
+            places.append(place)
+            block.append(member.content)
+            held += len(member.content) if isinstance(member.content, bytes) else 0
+            if len(block) == _BLOCK or held >= _BLOCK_BYTES:
+                queue.append((places, read(block)))
+                places, block, held = [], [], 0
+                collect(2 * processes)  # bounds the memory, whatever the disk and the decoders do
+        queue.append((places, read(block)))
+        collect(0)
+    return rows, [*unreadable["train"], *unreadable["test"]]
 
 
-class _Split:
-    """One of train and test while it is being read."""
-
-    def __init__(self, name: str, file: ImageFile) -> None:
-        self.name, self.file = name, file
-        self.paths: list[str] = []  # of the block that is being gathered
-        self.encoded: list[Encoded] = []
-        self.bytes = 0
-        self.rows: dict[str, int] = {}  # "class/.../file" to row number in the file
-        self.written = 0
-        self.unreadable: list[str] = []
-
-    def add(self, paths: list[str], pixels: bytes, failures: list[str | None]) -> None:
-        for path, failure in zip(paths, failures, strict=True):
-            if failure is None:
-                self.rows[path] = self.written
-                self.written += 1
-            else:
-                self.unreadable.append(f"{self.name}/{path} ({failure})")
-        self.file.append(pixels)
-
-    def finish(self, root: Path, classes: Sequence[str]) -> None:
-        """Sort by class and path, so that a folder and any archive of it give the same arrays."""
-        number = {name: index for index, name in enumerate(classes)}
-        paths = sorted(self.rows, key=lambda path: path.split("/"))
-        labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
-        counts = np.bincount(labels, minlength=len(classes))
-        if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
-            raise UserError(
-                f"{root}: no images in {_named([f'{self.name}/{name}' for name in empty])}",
-                "put some there, or take the class away from train and test",
-            )
-        self.file.finish(labels, np.array([self.rows[path] for path in paths], np.int64))
+def _sorted(
+    root: Path, split: str, rows: dict[str, int], classes: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Labels and rows by class and path, so that a folder and any archive of it give the same arrays."""
+    number = {name: index for index, name in enumerate(classes)}
+    paths = sorted(rows, key=lambda path: path.split("/"))
+    labels = np.array([number[path.split("/", 1)[0]] for path in paths], np.int64)
+    counts = np.bincount(labels, minlength=len(classes))
+    if empty := [f"{split}/{name}" for name, count in zip(classes, counts, strict=True) if count == 0]:
+        raise UserError(
+            f"{root}: no images in {_named(empty)}", "put some there, or take the class away from train and test"
+        )
+    return labels, np.array([rows[path] for path in paths], np.int64)
 
 
 class _Layout:

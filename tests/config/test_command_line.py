@@ -66,6 +66,8 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--optimizer.learning_rate=-1"], "optimizer.learning_rate=-1.0: must be a positive number"),
         (["--data.validation=1"], "data.validation=1.0: must be from 0"),
         (["--data.std=[1,1,0]"], "data.std"),
+        (["--data.image_size=64"], "data.image_size=64: cifar10's images are 32 pixels; use 32, or data.source folder"),
+        (["--data.source=shapes10", "--data.image_size=8"], "shapes10's images are 32 pixels"),
         (["--model.name=resnet"], "model.name=resnet: must be one of simple_cnn, vgg16, vgg16_bn"),
         (["--checkpoint.keep=1"], "checkpoint.keep=1: must be at least 2"),
         (["--schedule.warmup_epochs=10"], "schedule.warmup_epochs=10: must be less than train.epochs=10"),

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.jobs import TIMEOUT, command, environment, free_port
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
@@ -267,6 +268,40 @@ def test_many_processes_at_once_decode_once(tmp_path: Path) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     assert sum("decoded images kept" in line for line in lines) == 1
     assert len({line for line in lines if not line.startswith("LOG")}) == 1
+
+
+def test_one_process_a_node_looks_at_the_source_and_what_it_notes_is_said_once(tmp_path: Path) -> None:
+    """The other one trains as well, in a directory from which the same words lead to no source."""
+    tree = make_tree(tmp_path / "here" / "pets")
+    (tree / "train" / "labels.csv").write_text("000.png,cat")
+    (tmp_path / "elsewhere").mkdir()
+    words = command("train.py", "--data.source=folder", "--data.root=pets", f"--run.dir={tmp_path / 'run'}")
+    words += ["--train.epochs=1", "--train.batch_size=8", "--run.trackers=[]"]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            words,
+            env=environment(**group, RANK=str(rank), LOCAL_RANK=str(rank)),
+            cwd=tmp_path / place,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, place in enumerate(("here", "elsewhere"))
+    ]
+    said = [rank.communicate(timeout=TIMEOUT)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert [text.count("1 files outside train/<class>/ and test/<class>/ passed over") for text in said] == [1, 0]
+    assert "folder: 16 train, 4 validation, 20 test images of shape 3x32x32, 2 classes" in said[0]
+
+
+def test_a_decoded_set_that_a_process_does_not_see_is_an_error_that_names_it(archive: Path) -> None:
+    path = datasets.prepare(options(archive), log=lambda line: None)
+    archive.unlink()
+    assert len(datasets.mapped(path, options(archive), 1).train) == 16, "the source is not looked at"
+    shutil.rmtree(path)
+    with pytest.raises(UserError, match=rf"{path}: not there"):
+        datasets.mapped(path, options(archive), 1)
 
 
 def test_threads_at_once_decode_once(archive: Path) -> None:

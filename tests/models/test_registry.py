@@ -52,10 +52,3 @@ def test_images_that_do_not_fit_are_one_line_that_says_which_do(
     monkeypatch.setitem(registry.NETWORKS, "between", registry.Network(registry.SimpleCNN, smallest=8, largest=32))
     with pytest.raises(UserError, match=rf"^data\.image_size={size}: {takes}, or another model\.name$"):
         registry.build(Model(name=name), classes=10, image_size=size, seed=1)  # type: ignore[arg-type]
-
-
-def test_a_network_that_says_nothing_takes_images_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = registry.Network(lambda classes: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, classes)))
-    monkeypatch.setitem(registry.NETWORKS, "tiny", tiny)
-    for size in (8, 16, 1024):
-        registry.build(Model(name="tiny"), classes=10, image_size=size, seed=1)  # type: ignore[arg-type]

@@ -31,19 +31,14 @@ def collapse(model: nn.Module, settings: Config, image_size: int) -> bool:
     """
     once, weight = settings.model.features_once, dict(model.named_parameters()).get(LAYER)
     pooled = isinstance(getattr(model, "avgpool", None), MatrixPool)
-    repeats = pooled and weight is not None and weight.shape[1] == 512 * COPIES
-    one_place = image_size // 32 == 1
+    repeats = image_size // 32 == 1 and pooled and weight is not None and weight.shape[1] == 512 * COPIES
+    penalised = settings.optimizer.name == "adam" and settings.optimizer.weight_decay > 0
     if once and not repeats:
         raise UserError(
-            "model.features_once=true", f"{settings.model.name} repeats none; use false, or model.name vgg16"
+            f"model.features_once=true with {settings.model.name} at {image_size} pixels",
+            "VGG alone repeats features, from 32 to 63 pixels; use vgg16 with data.image_size 32, or false",
         )
-    if once and not one_place:
-        raise UserError(
-            f"model.features_once=true at {image_size} pixels",
-            "features are repeated from 32 to 63 pixels only; use data.image_size 32, or false",
-        )
-    penalised = settings.optimizer.name == "adam" and settings.optimizer.weight_decay > 0
-    if not (repeats and one_place) or (penalised and not once):
+    if not repeats or (penalised and not once):
         return False
     old = model.get_submodule("classifier.0")
     assert isinstance(old, nn.Linear)
@@ -64,8 +59,6 @@ def expanded(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     ``model`` is that network, before or after it was collapsed. Any other network's ``state`` stays as it is.
     """
     total, weight = state.get(LAYER), dict(model.named_parameters()).get(LAYER)
-    if total is None or weight is None:
-        return state
-    if not hasattr(weight, "copies") and weight.numel() != COPIES * total.numel():
+    if total is None or weight is None or not (hasattr(weight, "copies") or weight.numel() == COPIES * total.numel()):
         return state
     return state | {LAYER: (total / COPIES)[:, :, None].expand(-1, -1, COPIES).flatten(1)}

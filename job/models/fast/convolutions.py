@@ -70,18 +70,9 @@ class InputGradientContiguous(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
+        wanted = [False, *ctx.needs_input_grad[1:]]
         _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            gradient,
-            x,
-            weight,
-            [len(weight)],
-            [1, 1],
-            [0, 0],
-            [1, 1],
-            False,
-            [0, 0],
-            1,
-            [False, *ctx.needs_input_grad[1:]],
+            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
         )
         input_gradient = _input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
         return input_gradient, weight_gradient, bias_gradient

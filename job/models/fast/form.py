@@ -15,7 +15,7 @@ from job.models.simple_cnn import SimpleCNN
 
 
 def fast(model: nn.Module, settings: Config, *, image_size: int, device: torch.device) -> list[str]:
-    """Swap layers of ``model``, which has its weights, for others that train the same, to rounding, on ``device``.
+    """Swap layers of ``model``, with the weights it has, for others that train the same on ``device``, to rounding.
 
     Parameters keep their names and, but for one of VGG's (``collapse``), their shapes. Nothing moves to ``device``.
     Returns what was done, in words. Raises UserError when ``model.features_once`` cannot be done.

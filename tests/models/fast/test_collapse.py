@@ -133,9 +133,11 @@ def test_features_once_trains_the_network_whose_first_layer_takes_512_features()
 
 def test_features_once_where_they_are_not_repeated_is_refused() -> None:
     once = Config(model=Model(name="vgg16", features_once=True))
-    with pytest.raises(UserError, match=r"features_once=true at 64 pixels: .*use data.image_size 32"):
+    with pytest.raises(
+        UserError, match=r"features_once=true with vgg16 at 64 pixels: .*use vgg16 with data.image_size 32"
+    ):
         fast(Small(), once, 64)
-    with pytest.raises(UserError, match=r"features_once=true: simple_cnn repeats none"):
+    with pytest.raises(UserError, match=r"features_once=true with simple_cnn at 32 pixels: VGG alone"):
         fast(registry.SimpleCNN(10), Config(model=Model(name="simple_cnn", features_once=True)))
 
 
