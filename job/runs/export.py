@@ -23,16 +23,12 @@ LARGEST_DIFFERENCE = 1e-4
 class Classifier(nn.Module):
     """Pixels, uint8 [b, 3, size, size] in RGB, to logits, float32 [b, classes]; normalises by itself."""
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, network: nn.Module, settings: Config, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network.eval()
         self.settings, self.classes, self.size = settings, classes, settings.data.image_size
-        scale, shift = normalisation(settings.data, torch.device("cpu"))
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
+        constants = normalisation(settings.data, torch.device("cpu"))
+        self.scale, self.shift = (nn.Buffer(constant, persistent=False) for constant in constants)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(torch.addcmul(self.shift, pixels, self.scale)).float()

@@ -24,6 +24,7 @@ from job.runs import reader
 from job.runs.directory import RunDirectory
 from job.runs.records import Evaluation
 
+Say = Callable[[str], None]
 Work = Callable[[Any], None]
 """something done with an accelerate tracker"""
 
@@ -32,13 +33,7 @@ FIGURES = ("classes.png", "confusion_matrix.png")
 
 @contextlib.contextmanager
 def tracked(
-    settings: Config,
-    directory: RunDirectory | None,
-    classes: tuple[str, ...],
-    *,
-    step: int,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
+    settings: Config, directory: RunDirectory | None, classes: tuple[str, ...], *, step: int, say: Say, warn: Say
 ) -> Iterator[Tracking | None]:
     """Track the run in ``directory`` within this context, from ``step`` on; nothing on ranks without a directory."""
     if directory is None:
@@ -98,7 +93,7 @@ class Tracking:
 class Follower:
     """One tracker and the thread that talks to it. The first failure is said, and ends it."""
 
-    def __init__(self, name: str, start: Callable[[], Any], warn: Callable[[str], None]) -> None:
+    def __init__(self, name: str, start: Callable[[], Any], warn: Say) -> None:
         self._name, self._start, self._warn = name, start, warn
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._failed = False
