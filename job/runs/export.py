@@ -71,20 +71,20 @@ def export(model: Classifier, into: Path) -> list[Path]:
         "program": "model.pt2 takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself",
         "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},
     }
-    paths = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
+    saved, described, program = (into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2"))
     try:
         into.mkdir(parents=True, exist_ok=True)
-        files.save_weights(paths[0], model.network.state_dict())
-        files.write_whole(paths[1], json.dumps(about, indent=1) + "\n")
+        files.save_weights(saved, model.network.state_dict())
+        files.write_whole(described, json.dumps(about, indent=1) + "\n")
         dynamic = {"pixels": {0: torch.export.Dim("images", min=1)}}
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), paths[2])
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), program)
     except OSError as error:
         raise UserError(f"{into} cannot be written ({error.strerror})", "give another directory to --export") from None
-    _check(model, *paths)
-    return paths
+    _check(model, saved, program)
+    return [saved, described, program]
 
 
-def _check(model: Classifier, saved: Path, about: Path, program: Path) -> None:
+def _check(model: Classifier, saved: Path, program: Path) -> None:
     """Read the exported files back and compare, on random images in batches of other sizes than the example's."""
     if weights.digest(weights.read(saved)) != weights.digest(model.network.state_dict()):
         raise UserError(f"{saved} does not hold the weights that were written", "is the disk sound?")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,18 +107,12 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """
     import torch
 
-    header: dict[str, Any] = {}
-    contents, offset = [], 0
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy()
-        header[name] = {
-            "dtype": _DTYPES[str(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        contents.append(memoryview(data))  # type: ignore[arg-type]
-        offset += len(data)
+    contents = {name: tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy() for name in sorted(tensors)}
+    ends = accumulate(map(len, contents.values()), initial=0)
+    header = {
+        name: {"dtype": _DTYPES[str(tensors[name].dtype)], "shape": list(tensors[name].shape), "data_offsets": offsets}
+        for name, offsets in zip(contents, pairwise(ends), strict=True)
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
-    return write_file(path, [len(text).to_bytes(8, "little"), text, *contents])
+    return write_file(path, [len(text).to_bytes(8, "little"), text, *(array.data for array in contents.values())])
