@@ -149,17 +149,14 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
 
     dataset = trainer.dataset
     files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
-    files.save_weights(
-        directory.path / "predictions.safetensors",
-        {"predicted": predictions.predicted, "confidence": predictions.confidence, "labels": predictions.labels},
-    )
+    predictions.save(directory.path)
     samples.keep(directory.path, dataset.test, predictions)
     result = metrics.report(
         predictions,
         dataset.classes,
         split="test",
         world_size=trainer.group.world_size,
-        checkpoint=trainer.saving.checkpoints.newest(),
+        checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
         best_validation=trainer.progress.best,
         parameters=registry.count_parameters(trainer.model),

@@ -92,7 +92,7 @@ def write(path: Path) -> Path:
 
 def _shown(result: Evaluation, some: Samples) -> list[Shown]:
     names = [row["name"] for row in result["classes"]]
-    fields = zip(some.pictures, some.labels, some.predicted, some.confidence, strict=True)
+    fields = zip(some.images, some.labels, some.predicted, some.confidence, strict=True)
     return [Shown(pixels, names[label], names[said], float(sure)) for pixels, label, said, sure in fields]
 
 

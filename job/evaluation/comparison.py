@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import flat, recipe
-from job.evaluation import reference
+from job.evaluation import predictions, reference
 from job.runs import reader
 from job.runs.reader import Run
 from job.runs.records import Evaluation
@@ -40,29 +39,17 @@ def read(paths: Sequence[Path]) -> list[Finished]:
     """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same images."""
     runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]
     names = [run.name for run in runs]
-    found = []
+    finished = []
     for run in runs:
         if not run.evaluation:
             state = run.status.get("state", "begun")
             raise UserError(f"{run.path} is not finished ({state})", "let it finish, or leave it out")
-        labels, predicted = _predictions(run)
+        said = predictions.read(run.path)
         name = run.name if names.count(run.name) == 1 else str(run.path)
-        found.append(Finished(run, run.evaluation, name, labels, labels == predicted))
-    for other in found[1:]:
-        _require_same_data(found[0], other)
-    return found
-
-
-def _predictions(run: Run) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    file = run.path / "predictions.safetensors"
-    try:
-        tensors = load_file(file)
-        return tensors["labels"], tensors["predicted"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{file} cannot be read ({type(error).__name__})", "restore it, or leave the run out") from None
+        finished.append(Finished(run, run.evaluation, name, said["labels"], said["labels"] == said["predicted"]))
+    for other in finished[1:]:
+        _require_same_data(finished[0], other)
+    return finished
 
 
 def _require_same_data(first: Finished, other: Finished) -> None:
@@ -135,36 +122,30 @@ def mcnemar(only_first: int, only_second: int) -> float:
     chi-squared approximation, which images in the thousands do not call for.
     """
     total, fewer = only_first + only_second, min(only_first, only_second)
-    term = 1
-    tail = 1
-    for i in range(fewer):
-        term = term * (total - i) // (i + 1)
-        tail += term
+    # C(total, 0) + ... + C(total, fewer), each from the one before
+    tail = sum(itertools.accumulate(range(fewer), lambda term, i: term * (total - i) // (i + 1), initial=1))
     share: float = 2 * tail / 2**total
     return min(1.0, share)
 
 
 def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
-    groups: dict[str, list[Finished]] = {}
+    groups: dict[str, dict[Any, Finished]] = {}
     for one in runs:
-        groups.setdefault(repr(sorted(_recipe(one.run.config).items())), []).append(one)
-    found = []
-    for group in groups.values():
         # One run a seed: twice the same would count for less spread than there is.
-        by_seed = {one.run.setting("train.seed"): one for one in reversed(group)}
-        if len(by_seed) > 1:
-            chosen = [one for one in group if one in by_seed.values()]
-            accuracies = [one.result["accuracy"] for one in chosen]
-            found.append(
-                {
-                    "runs": [one.name for one in chosen],
-                    "seeds": [one.run.setting("train.seed") for one in chosen],
-                    "mean": math.fsum(accuracies) / len(accuracies),
-                    "standard_deviation": statistics.stdev(accuracies),
-                }
-            )
-    return found
+        by_seed = groups.setdefault(repr(sorted(_recipe(one.run.config).items())), {})
+        by_seed.setdefault(one.run.setting("train.seed"), one)
+    return [_spread(by_seed) for by_seed in groups.values() if len(by_seed) > 1]
+
+
+def _spread(by_seed: dict[Any, Finished]) -> dict[str, Any]:
+    accuracies = [one.result["accuracy"] for one in by_seed.values()]
+    return {
+        "runs": [one.name for one in by_seed.values()],
+        "seeds": list(by_seed),
+        "mean": statistics.fmean(accuracies),
+        "standard_deviation": statistics.stdev(accuracies),
+    }
 
 
 def _recipe(settings: reader.Record) -> dict[str, Any]:

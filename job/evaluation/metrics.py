@@ -57,11 +57,8 @@ def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **
 
 def top_confusions(matrix: Tensor, classes: tuple[str, ...], most: int = 10) -> list[Confusion]:
     """The most frequent mistakes: true class, predicted class, images."""
-    cells = [(int(n), t, p) for t, row in enumerate(matrix) for p, n in enumerate(row) if t != p and n]
-    return [
-        {"true": classes[t], "predicted": classes[p], "images": n}
-        for n, t, p in sorted(cells, key=lambda cell: (-cell[0], cell[1], cell[2]))[:most]
-    ]
+    cells = [(-n, t, p) for t, row in enumerate(matrix.tolist()) for p, n in enumerate(row) if t != p and n]
+    return [{"true": classes[t], "predicted": classes[p], "images": -n} for n, t, p in sorted(cells)[:most]]
 
 
 def wilson_interval(correct: int, images: int, z: float = 1.959963984540054) -> list[float] | None:

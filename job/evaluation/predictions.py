@@ -1,18 +1,26 @@
-"""What a network says of each image of a split: every image once, on any number of processes."""
+"""What a network says of each image of a split: every image once, on any number of processes; kept, and read back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from job.config.errors import UserError
+from job.runs import files
 
-from job.data.batches import Batches
-from job.distributed.group import Group
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
 
+    from job.data.batches import Batches
+    from job.distributed.group import Group
+
+FILE = "predictions.safetensors"
+KEPT = ("predicted", "confidence", "labels")
 EVALUATION_BATCH = {"cpu": 500, "cuda": 2000}
 """images at once: on a CPU they should stay in its caches"""
 
@@ -40,6 +48,10 @@ class Predictions:
         """Share of images whose predicted class is the true one."""
         return int((self.predicted == self.labels).sum()) / len(self.labels)
 
+    def save(self, run: Path) -> None:
+        """Keep all but the losses in the directory ``run``."""
+        files.save_weights(run / FILE, {name: getattr(self, name) for name in KEPT})
+
 
 def predict(
     model: nn.Module, batches: Batches, labels: Tensor, group: Group, tick: Callable[[], bool] = lambda: False
@@ -49,6 +61,9 @@ def predict(
     Every image is counted once on any number of processes, or RuntimeError is raised. ``tick`` is called after each
     batch on every rank; None is returned, everywhere, when it says to stop.
     """
+    import torch
+    from torch.nn import functional as F
+
     count = len(batches)
     # One row for each of: times seen, predicted class, confidence, loss. Ranks fill their own columns; the rest is 0.
     table = torch.zeros(4, count, dtype=torch.float64, device=group.device)
@@ -70,3 +85,16 @@ def predict(
     if not bool((seen == 1).all()):
         raise RuntimeError(f"evaluation counted {int(seen.sum())} of {count} images, some twice or never")
     return Predictions(predicted.long(), confidence.float(), losses.float(), labels)
+
+
+def read(run: Path) -> dict[str, NDArray[np.int64]]:
+    """What ``Predictions.save`` kept in ``run``, by its names. Raises UserError when it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(run / FILE)
+        return {name: tensors[name] for name in KEPT}
+    except (OSError, SafetensorError, KeyError) as error:
+        what = f"{run / FILE} cannot be read ({type(error).__name__})"
+        raise UserError(what, "restore it, or leave the run out") from None

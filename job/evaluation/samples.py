@@ -1,7 +1,10 @@
-"""The few test pictures that a report shows, kept in the run directory so that it needs no data set."""
+"""The few test images that a report shows, kept in the run directory so that it needs no data set."""
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,16 +17,16 @@ if TYPE_CHECKING:
     from job.evaluation.predictions import Predictions
 
 FILE = "samples.safetensors"
-GRID, MISTAKES = 36, 24  # pictures
+GRID, MISTAKES = 36, 24  # images
 _LARGEST = 128  # pixels; a report shows them small
 _FIELDS = ("pictures", "labels", "predicted", "confidence")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Some pictures and what the model said of them."""
+    """Some images and what the model said of them."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     """[n, H, W, 3]"""
     labels: NDArray[np.int64]
     """[n] true classes"""
@@ -44,15 +47,15 @@ def keep(run: Path, split: Split, predictions: Predictions) -> None:
     worst = wrong[predictions.confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES]
     tensors = {}
     for name, positions in (("grid", torch.from_numpy(_spread(predictions.labels.numpy()))), ("mistakes", worst)):
-        pictures = split.images[split.indices[positions]]  # [n, H, W, 3]
-        if split.image_size > _LARGEST and len(pictures):
-            large = pictures.permute(0, 3, 1, 2).float()
+        images = split.images[split.indices[positions]]  # [n, H, W, 3]
+        if split.image_size > _LARGEST and len(images):
+            large = images.permute(0, 3, 1, 2).float()
             small = F.interpolate(large, (_LARGEST, _LARGEST), mode="bilinear", antialias=True)
-            pictures = small.round().to(torch.uint8).permute(0, 2, 3, 1)
-        tensors[f"{name}_pictures"] = pictures
+            images = small.round().to(torch.uint8).permute(0, 2, 3, 1)
+        tensors[f"{name}_pictures"] = images
         for field in _FIELDS[1:]:
             tensors[f"{name}_{field}"] = getattr(predictions, field)[positions]
-    save_weights(run / FILE, {name: tensor.contiguous() for name, tensor in tensors.items()})
+    save_weights(run / FILE, tensors)
 
 
 def read(run: Path) -> dict[str, Samples]:
@@ -68,14 +71,11 @@ def read(run: Path) -> dict[str, Samples]:
 
 
 def _spread(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of GRID pictures drawn at random, always the same, taking classes in turn."""
+    """Positions of GRID images drawn at random, always the same, taking classes in turn."""
     order = np.random.default_rng(0).permutation(len(labels))
-    seen: dict[int, int] = {}
-    rounds = []
-    for position in order:
-        label = int(labels[position])
-        rounds.append((seen.setdefault(label, 0), label, int(position)))
-        seen[label] += 1
+    turns: defaultdict[int, Iterator[int]] = defaultdict(itertools.count)
+    drawn = zip(labels[order].tolist(), order.tolist(), strict=True)
+    rounds = [(next(turns[label]), label, position) for label, position in drawn]
     # Round by round; when there are more classes than places, any of them.
-    first = sorted(rounds) if len(seen) <= GRID else rounds
+    first = sorted(rounds) if len(turns) <= GRID else rounds
     return np.array([position for _, _, position in first[:GRID]], np.int64)

@@ -32,6 +32,8 @@ from job.runs.reader import checkpoints
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
+DAMAGED = (OSError, ValueError, KeyError, SafetensorError)
+"""what ``read`` raises for a checkpoint that is not whole"""
 
 
 @dataclass
@@ -43,6 +45,11 @@ class State:
     """``<parameter name>/<key>``"""
     trainer: dict[str, Any]
     """plain values for JSON: step, position in the epoch in images, running losses, best result, ..."""
+
+    @property
+    def name(self) -> str:
+        """of the checkpoint that holds it"""
+        return f"step-{self.trainer['step']:08d}"
 
 
 class NotFiniteError(RuntimeError):
@@ -101,20 +108,13 @@ class Checkpoints:
         if self._directory is None:
             return None
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
-        if state is None:
-            return None
         for path in checkpoints(self._directory):
-            if path.name > _name(state):
+            if state is not None and path.name > state.name:
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     path.rename(aside)
         return state
-
-    def newest(self) -> str | None:
-        """Name of the newest checkpoint in place."""
-        found = checkpoints(self._directory) if self._directory is not None else []
-        return found[-1].name if found else None
 
     def _write(self, state: State, begin: float) -> None:
         assert self._directory is not None
@@ -130,35 +130,34 @@ class Checkpoints:
 
     def _retire(self, written: Path) -> None:
         # Counted from the new one down: a later step was passed over, and could not be set aside.
-        found = [path for path in checkpoints(written.parent) if path.name <= written.name]
-        for path in found[: -self._keep]:
-            # A rename first: a checkpoint that is half deleted must not look like a damaged one.
-            trash = path.with_name(f".trash-{path.name}")
+        present = [path for path in checkpoints(written.parent) if path.name <= written.name]
+        for path in present[: -self._keep]:
             reached("retire")
             with contextlib.suppress(OSError):
-                path.rename(trash)
-                shutil.rmtree(trash)
+                _remove(path)
 
 
-def newest_whole(directory: Path, say: Callable[[str], None], *, metrics_bytes: float = math.inf) -> State | None:
+def newest_whole(
+    directory: Path, say: Callable[[str], None] = lambda _: None, *, metrics_bytes: float = math.inf
+) -> State | None:
     """The newest checkpoint in ``directory`` that verifies; None where there is none at all.
 
     One that knows of more than the ``metrics_bytes`` that are left of metrics.jsonl is of no use to go on from, but an
     older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
     Raises UserError when there are some and none verifies.
     """
-    found = checkpoints(directory)
-    for path in reversed(found):
+    present = checkpoints(directory)
+    for path in reversed(present):
         try:
             state = read(path)
             if state.trainer["metrics_bytes"] > metrics_bytes:
                 raise ValueError("metrics.jsonl has lost lines that it knows of")
             return state
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except DAMAGED as error:
             say(f"passing over checkpoint {path.name}: {error}")
-    if found:
+    if present:
         raise UserError(
-            f"none of the {len(found)} checkpoints in {directory} is whole",
+            f"none of the {len(present)} checkpoints in {directory} is whole",
             "restore one from a backup, or move the directory away to start from the beginning",
         )
     return None
@@ -169,9 +168,12 @@ def write(directory: Path, state: State) -> Path:
 
     A whole one of the same step is left as it is; a damaged one makes room.
     """
-    final = directory / _name(state)
-    if final.exists() and not _take_away(final):
-        return final
+    final = directory / state.name
+    if final.exists():
+        with contextlib.suppress(*DAMAGED):
+            read(final)
+            return final
+        _remove(final)
     temporary = directory / f".tmp-{final.name}-{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -197,7 +199,7 @@ def write(directory: Path, state: State) -> Path:
 
 
 def read(path: Path) -> State:
-    """The state in checkpoint ``path``. Raises OSError or ValueError, with the reason, unless all of it verifies.
+    """The state in checkpoint ``path``. Raises one of ``DAMAGED``, with the reason, unless all of it verifies.
 
     Raises UserError for one that a newer program wrote: to pass it over would throw its work away.
     """
@@ -210,12 +212,10 @@ def read(path: Path) -> State:
     except (ValueError, KeyError, TypeError):
         raise ValueError("its manifest is damaged") from None
     for name, (size, digest) in listed.items():
-        try:
-            found = (path / name).stat().st_size
-        except FileNotFoundError:
-            raise ValueError(f"{name} is missing") from None
-        if found != size:
-            raise ValueError(f"{name} has {found} bytes, not {size}")
+        if not (path / name).exists():
+            raise ValueError(f"{name} is missing")
+        if (present := (path / name).stat().st_size) != size:
+            raise ValueError(f"{name} has {present} bytes, not {size}")
         with open(path / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
@@ -251,17 +251,8 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _name(state: State) -> str:
-    return f"step-{state.trainer['step']:08d}"
-
-
-def _take_away(final: Path) -> bool:
-    """Make room for a new checkpoint of the same step, unless the one that stands there is whole."""
-    try:
-        read(final)
-        return False
-    except (OSError, ValueError, KeyError, SafetensorError):
-        trash = final.with_name(f".trash-{final.name}")
-        final.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
-        return True
+def _remove(path: Path) -> None:
+    # A rename first: a checkpoint that is half deleted must not look like a damaged one.
+    trash = path.with_name(f".trash-{path.name}")
+    path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)

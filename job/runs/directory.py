@@ -9,15 +9,15 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Config, differences, to_yaml
-from job.runs.files import remove_left_overs, write_whole
-from job.runs.reader import checkpoints, read_json
+from job.runs.files import remove_left_overs, tolerating, write_whole
+from job.runs.reader import checkpoints, evaluation, read_json
 from job.runs.records import Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -34,24 +34,17 @@ class RunDirectory:
 
     def __init__(self, path: Path, settings: Config) -> None:
         self.path = path
-        try:
+        with _writable(path):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path / "run.lock")
             remove_left_overs(path)
             write_whole(path / ".probe", "")
             (path / ".probe").unlink()
-        except OSError as error:
-            raise _unwritable(path, error) from None
         before = read_json(path / "status.json")
-        self._status: Status = {
-            "state": "running",
-            "step": before.get("step", 0),
-            "signal": None,
-            "error": None,
-            "attempt": before.get("attempt", 0) + 1,
-        }
-        self.attempt = self._status["attempt"]
+        self.attempt: int = before.get("attempt", 0) + 1
         """1 for the first start in this directory"""
+        step = before.get("step", 0)
+        self._status = Status(state="running", step=step, signal=None, error=None, attempt=self.attempt)
         self._compare(settings)
         self._metrics = -1
         self._size = 0
@@ -62,16 +55,13 @@ class RunDirectory:
     @property
     def result(self) -> Evaluation | None:
         """The content of ``evaluation.json``; None while the run is not finished."""
-        return cast(Evaluation, read_json(self.path / "evaluation.json")) or None
+        return evaluation(self.path)
 
     def status(self, **changes: Any) -> None:
         """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
         self._status = cast(Status, {**self._status, **changes})
-        try:
+        with tolerating(*DISK_FULL):
             write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
 
     def failed(self, message: str, *, recurs: bool = False) -> None:
         """Record, where that is possible at all, that the run has failed, and whether it would do so again."""
@@ -80,21 +70,16 @@ class RunDirectory:
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
-        try:
-            self._begin(settings, environment)
-        except OSError as error:
-            raise _unwritable(self.path, error) from None
-
-    def _begin(self, settings: Config, environment: dict[str, Any]) -> None:
-        if self.result:
-            self.reopen()
-        write_whole(self.path / "config.yaml", to_yaml(settings))
-        past = read_json(self.path / "environment.json").get("attempts", [])
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
-        for left_over in (self.path / "STOP", *self.path.glob("failure-*.txt")):
-            left_over.unlink(missing_ok=True)
-        self.status()
+        past = read_json(self.path / "environment.json").get("attempts", [])
+        # A finished run is to go on, with more epochs: its result goes first.
+        gone = [self.path / name for name in ("evaluation.json", "report.html")] if self.result else []
+        with _writable(self.path):
+            for path in (*gone, self.path / "STOP", *self.path.glob("failure-*.txt")):
+                path.unlink(missing_ok=True)
+            write_whole(self.path / "config.yaml", to_yaml(settings))
+            write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
+            self.status()
 
     def begins_at(self, step: int, steps_per_epoch: int) -> None:
         """Record, for who looks on, that this start goes on from optimizer step ``step``."""
@@ -117,11 +102,8 @@ class RunDirectory:
     def metric(self, line: MetricsLine) -> None:
         """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
         self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
-        try:
+        with tolerating(*DISK_FULL):
             self._write_metrics()
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
         for listener in self.listeners:
             listener(line)
 
@@ -145,8 +127,7 @@ class RunDirectory:
     def stopped(self, reason: str) -> None:
         """Record that the run was stopped for ``reason``, its state saved."""
         self.status(state="preempted", signal=reason)
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / "STOP").unlink()
+        (self.path / "STOP").unlink(missing_ok=True)
 
     def newest_checkpoint(self) -> str | None:
         """Name of the newest checkpoint in place, verified or not."""
@@ -165,13 +146,9 @@ class RunDirectory:
         write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
         self.status(state="finished")
 
-    def reopen(self) -> None:
-        """A finished run is to go on, with more epochs."""
-        for name in ("evaluation.json", "report.html"):
-            (self.path / name).unlink(missing_ok=True)
-
     def _compare(self, settings: Config) -> None:
-        trained = self.result.get("epochs", 0) if self.result else 0
+        result = self.result
+        trained = result.get("epochs", 0) if result else 0
         if trained > settings.train.epochs:
             raise UserError(
                 f"train.epochs={settings.train.epochs}",
@@ -201,13 +178,9 @@ def choose(path: str | None, name: str, *, same_job: bool) -> Path:
         return first
     for number in range(1, 1000):
         candidate = first if number == 1 else first.with_name(f"{name}-{number}")
-        try:
+        with _writable(candidate), contextlib.suppress(FileExistsError):
             candidate.mkdir(parents=True)
             return candidate
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise _unwritable(candidate, error) from None
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
 
 
@@ -221,19 +194,23 @@ def _lock(path: Path) -> TextIO:
     """Hold ``path`` locked until this process ends, however it ends."""
     file = open(path, "a+")  # noqa: SIM115 (open as long as the process)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with tolerating(*NO_LOCKS):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip() or "another process"
         raise UserError(f"{owner} runs in {path.parent}", "wait for it, stop it, or give another --run.dir") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"run directory {path} cannot be written ({error.strerror})", "name another one with --run.dir")
+@contextlib.contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Raise UserError where run directory ``path`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        what = f"run directory {path} cannot be written ({error.strerror})"
+        raise UserError(what, "name another one with --run.dir") from None

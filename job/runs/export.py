@@ -23,16 +23,12 @@ LARGEST_DIFFERENCE = 1e-4
 class Classifier(nn.Module):
     """Pixels, uint8 [b, 3, size, size] in RGB, to logits, float32 [b, classes]; normalises by itself."""
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, network: nn.Module, settings: Config, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.network = network.eval()
         self.settings, self.classes, self.size = settings, classes, settings.data.image_size
-        scale, shift = normalisation(settings.data, torch.device("cpu"))
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
+        constants = normalisation(settings.data, torch.device("cpu"))
+        self.scale, self.shift = (nn.Buffer(constant, persistent=False) for constant in constants)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.network(torch.addcmul(self.shift, pixels, self.scale)).float()
@@ -59,7 +55,7 @@ def restored(run: Path) -> tuple[Classifier, Group]:
 def export(model: Classifier, into: Path) -> list[Path]:
     """Write weights, preprocessing and a program of ``model`` into the directory ``into``; returns the files' paths.
 
-    ``model.pt2`` is a torch.export program from uint8 pixels to logits for any number of pictures;
+    ``model.pt2`` is a torch.export program from uint8 pixels to logits for any number of images;
     ``model.safetensors`` holds the network's weights alone; ``preprocessing.json`` says what to feed either.
     Raises UserError unless what was written, read back, gives the same logits.
     """
@@ -75,28 +71,28 @@ def export(model: Classifier, into: Path) -> list[Path]:
         "program": "model.pt2 takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself",
         "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},
     }
-    paths = [into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2")]
+    saved, described, program = (into / name for name in ("model.safetensors", "preprocessing.json", "model.pt2"))
     try:
         into.mkdir(parents=True, exist_ok=True)
-        files.save_weights(paths[0], model.network.state_dict())
-        files.write_whole(paths[1], json.dumps(about, indent=1) + "\n")
-        dynamic = {"pixels": {0: torch.export.Dim("pictures", min=1)}}
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), paths[2])
+        files.save_weights(saved, model.network.state_dict())
+        files.write_whole(described, json.dumps(about, indent=1) + "\n")
+        dynamic = {"pixels": {0: torch.export.Dim("images", min=1)}}
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), program)
     except OSError as error:
         raise UserError(f"{into} cannot be written ({error.strerror})", "give another directory to --export") from None
-    _check(model, *paths)
-    return paths
+    _check(model, saved, program)
+    return [saved, described, program]
 
 
-def _check(model: Classifier, saved: Path, about: Path, program: Path) -> None:
-    """Read the exported files back and compare, on random pictures in batches of other sizes than the example's."""
+def _check(model: Classifier, saved: Path, program: Path) -> None:
+    """Read the exported files back and compare, on random images in batches of other sizes than the example's."""
     if weights.digest(weights.read(saved)) != weights.digest(model.network.state_dict()):
         raise UserError(f"{saved} does not hold the weights that were written", "is the disk sound?")
     loaded = torch.export.load(program).module()
     for count in (1, 7):
         pixels = torch.randint(0, 256, (count, 3, model.size, model.size), dtype=torch.uint8)
         with torch.inference_mode():
-            expected, found = model(pixels), loaded(pixels)
-        difference = float((expected - found).abs().max() / expected.abs().max())
+            logits, exported = model(pixels), loaded(pixels)
+        difference = float((logits - exported).abs().max() / logits.abs().max())
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(f"{program} gives other logits than the model (by {difference:.1e})", "do not use it")

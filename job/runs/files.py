@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +27,26 @@ _DTYPES = {
 }
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file so that readers, and a crash, see the old content or the new."""
-    temporary = beside(path)
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` for a file that takes its place at the end: a crash leaves the old one or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)  # in a container the process before had the same number
     try:
-        write_file(temporary, [text.encode()])
+        yield temporary
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small text file so that readers, too, see the old content or the new; a device or a pipe as it comes."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout, a link to what it stands for
+        path.write_text(text)
+        return
+    with whole(path) as temporary:
+        write_file(temporary, [text.encode()])
 
 
 def remove_left_overs(directory: Path) -> None:
@@ -42,58 +56,48 @@ def remove_left_overs(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def tolerating(*numbers: int) -> Iterator[None]:
+    """Let an OSError of these ``numbers`` (errno) end what is done within, and no more than that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
 def flush_directory(path: Path) -> None:
     """Make renames in ``path`` outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems know no such thing
-            raise
+        with tolerating(errno.EINVAL):  # some network file systems know no such thing
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_file(path: Path, contents: list[bytes | memoryview]) -> dict[str, Any]:
+def write_file(path: Path, contents: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write a new file, flush it to the disk, and say how many ``bytes`` it has and their ``sha256``."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "xb", buffering=0) as file:
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
         for content in contents:
-            view = memoryview(content)
-            while len(view):  # one call writes at most 2 GiB
-                chunk = view[: 1 << 26]
-                written = file.write(chunk)
-                digest.update(chunk[:written])
-                size += written
-                view = view[written:]
+            file.write(content)
+            digest.update(content)
+        file.flush()
         os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
-
-
-def beside(path: Path) -> Path:
-    """Where ``path`` is written before it is renamed. In a container the next process has the same number."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    return temporary
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one safetensors file, whole or not at all."""
-    temporary = beside(path)
-    try:
+    with whole(path) as temporary:
         write_safetensors(temporary, to_host(tensors))
-        temporary.replace(path)
-        flush_directory(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    flush_directory(path.parent)
 
 
 def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU."""
-    import torch
-
-    return {name: torch.empty_like(t, device="cpu").copy_(t.detach()) for name, t in tensors.items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -103,18 +107,12 @@ def write_safetensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """
     import torch
 
-    header: dict[str, Any] = {}
-    contents, offset = [], 0
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        data = tensor.reshape(-1).view(torch.uint8).numpy()
-        header[name] = {
-            "dtype": _DTYPES[str(tensor.dtype)],
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + len(data)],
-        }
-        contents.append(memoryview(data))  # type: ignore[arg-type]
-        offset += len(data)
+    contents = {name: tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy() for name in sorted(tensors)}
+    ends = accumulate(map(len, contents.values()), initial=0)
+    header = {
+        name: {"dtype": _DTYPES[str(tensors[name].dtype)], "shape": list(tensors[name].shape), "data_offsets": offsets}
+        for name, offsets in zip(contents, pairwise(ends), strict=True)
+    }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # data begins at a multiple of eight
-    return write_file(path, [len(text).to_bytes(8, "little"), text, *contents])
+    return write_file(path, [len(text).to_bytes(8, "little"), text, *(array.data for array in contents.values())])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +80,9 @@ class Run:
     @property
     def steps_per_epoch(self) -> int | None:
         """Optimizer steps an epoch; None in the first seconds of a run."""
-        known = [
-            start["steps_per_epoch"] for start in self.environment.get("attempts", []) if "steps_per_epoch" in start
-        ]
-        return known[-1] if known else next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
+        starts = reversed(self.environment.get("attempts", []))
+        known = (start["steps_per_epoch"] for start in starts if "steps_per_epoch" in start)
+        return next(known, None) or next((line["step"] // line["epoch"] for line in self.lines("validation")), None)
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -98,12 +99,9 @@ class Run:
     @property
     def images_per_second(self) -> float | None:
         """Median over the training lines: one slow line, as when a page cache is cold, does not move it."""
-        rates = sorted(number(line.get("images_per_second")) for line in self.lines("train"))
-        rates = [rate for rate in rates if math.isfinite(rate)]
-        middle = len(rates) // 2
-        if not rates:
-            return None
-        return rates[middle] if len(rates) % 2 else (rates[middle - 1] + rates[middle]) / 2
+        rates = [number(line.get("images_per_second")) for line in self.lines("train")]
+        known = [rate for rate in rates if math.isfinite(rate)]
+        return statistics.median(known) if known else None
 
     @property
     def seconds(self) -> float:
@@ -127,7 +125,7 @@ def read(path: Path) -> Run:
         command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
         read_json(path / "environment.json"),
         list(read_lines(path / "metrics.jsonl")),
-        cast(Evaluation, read_json(path / "evaluation.json")) or None,
+        evaluation(path),
         read_json(path / "status.json"),
     )
 
@@ -141,6 +139,11 @@ def read_json(path: Path) -> Record:
     return content if isinstance(content, dict) else {}
 
 
+def evaluation(run: Path) -> Evaluation | None:
+    """The content of ``evaluation.json``; None while the run is not finished."""
+    return cast(Evaluation, read_json(run / "evaluation.json")) or None
+
+
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, verified or not, oldest first: by step, for clocks lie."""
     paths = directory.iterdir() if directory.is_dir() else ()
@@ -150,17 +153,12 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def read_lines(path: Path) -> Iterator[Record]:
     """The whole lines of a JSONL file; the last may be half written while the run lives."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
+    with contextlib.suppress(OSError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    yield record
 
 
 def number(value: Any, missing: float = math.nan) -> float:

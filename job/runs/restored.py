@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import Config
-from job.runs.reader import read_json
+from job.runs.reader import evaluation
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from job.runs.checkpoint import State
 
 
 def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, Path]:
@@ -35,16 +37,13 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
     """
     from job.models import weights
     from job.models.fast import form
-    from job.runs import checkpoint
 
     path, model = run / "model.safetensors", build(settings, classes)
     if path.is_file():
         state, source = weights.read(path), path.name
     else:
-        saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
-        if saved is None:
-            raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-        state, source = form.own_weights(saved.model, model), f"step-{saved.trainer['step']:08d}"
+        saved = _newest(run)
+        state, source = form.own_weights(saved.model, model), saved.name
     weights.load(model, state, name=f"weights of {run}")
     return model, source
 
@@ -59,12 +58,14 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
 
 def class_names(run: Path) -> tuple[str, ...]:
     """The classes of a finished or running run. Raises UserError when it has no weights yet."""
+    result = evaluation(run)
+    return tuple(row["name"] for row in result["classes"]) if result else tuple(_newest(run).trainer["classes"])
+
+
+def _newest(run: Path) -> State:
     from job.runs import checkpoint
 
-    result = read_json(run / "evaluation.json")
-    if result:
-        return tuple(row["name"] for row in result["classes"])
-    saved = checkpoint.newest_whole(run / "checkpoints", say=lambda _: None)
+    saved = checkpoint.newest_whole(run / "checkpoints")
     if saved is None:
         raise UserError(f"{run} has no weights yet", "wait for its first checkpoint")
-    return tuple(saved.trainer["classes"])
+    return saved

@@ -13,6 +13,8 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +22,35 @@ from job.config.errors import first_line
 from job.config.settings import Config, flat, to_dict, to_yaml
 from job.runs import reader
 from job.runs.directory import RunDirectory
-from job.runs.records import Evaluation, MetricsLine
+from job.runs.records import Evaluation
 
+Say = Callable[[str], None]
 Work = Callable[[Any], None]
 """something done with an accelerate tracker"""
 
-IMAGES = ("classes", "confusion_matrix")
+FIGURES = ("classes.png", "confusion_matrix.png")
 
 
 @contextlib.contextmanager
 def tracked(
-    settings: Config,
-    directory: RunDirectory | None,
-    classes: tuple[str, ...],
-    *,
-    step: int,
-    say: Callable[[str], None],
-    warn: Callable[[str], None],
+    settings: Config, directory: RunDirectory | None, classes: tuple[str, ...], *, step: int, say: Say, warn: Say
 ) -> Iterator[Tracking | None]:
     """Track the run in ``directory`` within this context, from ``step`` on; nothing on ranks without a directory."""
     if directory is None:
         yield None
         return
-    tracking = Tracking(settings, directory.path, classes, step=step, say=say, warn=warn)
+    run, followers = directory.path, {}
+    for name in settings.run.trackers:
+        if importlib.util.find_spec(name) is None:
+            say(f"{name} is not installed: the run is not tracked there")
+        else:
+            followers[name] = Follower(name, partial(_STARTS[name], settings, run, step), warn)
+    if step and "tensorboard" in followers:  # what stays of the very step from which on its events are hidden
+        again = Tracking(run, classes, [followers["tensorboard"]])
+        for line in reader.read_lines(run / "metrics.jsonl"):
+            if line["step"] >= step:
+                again.metric(line)
+    tracking = Tracking(run, classes, list(followers.values()))
     directory.listeners.append(tracking.metric)
     patience = 2.0  # who is preempted has little time left
     try:
@@ -53,54 +61,39 @@ def tracked(
         tracking.close(patience)
 
 
+@dataclass(frozen=True)
 class Tracking:
-    """The trackers of one run, on rank zero. ``step``: where this start goes on from."""
+    """The trackers of one run, on rank zero."""
 
-    def __init__(
-        self,
-        settings: Config,
-        run: Path,
-        classes: tuple[str, ...],
-        *,
-        step: int,
-        say: Callable[[str], None],
-        warn: Callable[[str], None],
-    ) -> None:
-        self._run, self._classes = run, classes
-        self._followers: list[_Follower] = []
-        for name in settings.run.trackers:
-            if importlib.util.find_spec(name) is None:
-                say(f"{name} is not installed: the run is not tracked there")
-            else:
-                self._followers.append(_Follower(name, _STARTS[name](settings, run, classes, step), warn))
+    run: Path
+    classes: tuple[str, ...]
+    followers: list[Follower]
 
-    def metric(self, line: MetricsLine) -> None:
+    def metric(self, line: Mapping[str, object]) -> None:
         """Record a line of ``metrics.jsonl``."""
-        self._log(_scalars(line, self._classes), line["step"])
+        values = _scalars(line, self.classes)
+        self._send(lambda tracker: tracker.log(values, step=line["step"]))
 
     def result(self, result: Evaluation, step: int) -> None:
         """Record the content of ``evaluation.json``, and the figures of the report if they were drawn."""
-        accuracies = [row["accuracy"] for row in result["classes"]]
-        whole = {key: result[key] for key in ("split", "loss", "accuracy")} | {"class_accuracy": accuracies}
-        self._log(_scalars(whole, self._classes), step)
-        figures = {name: self._run / "figures" / f"{name}.png" for name in IMAGES}
-        for follower in self._followers:
-            follower.send(lambda tracker: _show(tracker, {k: p for k, p in figures.items() if p.exists()}, step))
+        whole = {"split": result["split"], "loss": result["loss"], "accuracy": result["accuracy"]}
+        self.metric(whole | {"class_accuracy": [row["accuracy"] for row in result["classes"]], "step": step})
+        self._send(lambda tracker: _show(tracker, [self.run / "figures" / name for name in FIGURES], step))
 
     def close(self, seconds: float) -> None:
         """Let the trackers finish, but wait for each no longer than ``seconds``."""
-        for follower in self._followers:
+        for follower in self.followers:
             follower.close(seconds)
 
-    def _log(self, values: dict[str, float], step: int) -> None:
-        for follower in self._followers:
-            follower.send(lambda tracker: tracker.log(values, step=step))
+    def _send(self, work: Work) -> None:
+        for follower in self.followers:
+            follower.send(work)
 
 
-class _Follower:
+class Follower:
     """One tracker and the thread that talks to it. The first failure is said, and ends it."""
 
-    def __init__(self, name: str, start: Callable[[], Any], warn: Callable[[str], None]) -> None:
+    def __init__(self, name: str, start: Callable[[], Any], warn: Say) -> None:
         self._name, self._start, self._warn = name, start, warn
         self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._failed = False
@@ -125,58 +118,44 @@ class _Follower:
             tracker.finish()
         except (Exception, SystemExit) as error:
             self._failed = True
-            reason = first_line(error) or type(error).__name__
-            self._warn(f"{self._name} failed ({reason}): the run is not tracked there any more")
+            self._warn(f"{self._name} failed ({first_line(error)}): the run is not tracked there any more")
 
 
-def _tensorboard(settings: Config, run: Path, classes: tuple[str, ...], step: int) -> Callable[[], Any]:
-    # Events from `step` on are hidden, for their steps are computed again; what stays of that very step is told again.
-    kept = [line for line in reader.read_lines(run / "metrics.jsonl") if step and line["step"] >= step]
+def _tensorboard(settings: Config, run: Path, step: int) -> Any:
+    from accelerate.tracking import TensorBoardTracker
 
-    def start() -> Any:
-        from accelerate.tracking import TensorBoardTracker
-
-        tracker = TensorBoardTracker("tensorboard", run, purge_step=step or None)
-        tracker.start()
-        for line in kept:
-            tracker.log(_scalars(line, classes), step=line["step"])
-        if not step:
-            indented = "".join(f"    {line}\n" for line in to_yaml(settings).splitlines())
-            tracker.log({"configuration": indented}, step=0)
-        return tracker
-
-    return start
+    # Events from `step` on are hidden, for their steps are computed again.
+    tracker = TensorBoardTracker("tensorboard", run, purge_step=step or None)
+    tracker.start()
+    if not step:
+        indented = "".join(f"    {line}\n" for line in to_yaml(settings).splitlines())
+        tracker.log({"configuration": indented}, step=0)
+    return tracker
 
 
-def _wandb(settings: Config, run: Path, classes: tuple[str, ...], step: int) -> Callable[[], Any]:
-    def start() -> Any:
-        from accelerate.tracking import WandBTracker
+def _wandb(settings: Config, run: Path, step: int) -> Any:
+    from accelerate.tracking import WandBTracker
 
-        known = _known(run, "wandb")
-        identifier = known or uuid.uuid4().hex[:12]
-        _remember(run, "wandb", identifier)
-        tracker = WandBTracker("rankzero", id=identifier, name=run.name, resume="allow", dir=run)
-        tracker.start()
-        if known is None:
-            tracker.store_init_configuration(to_dict(settings))
-        return tracker
-
-    return start
+    known = _known(run, "wandb")
+    identifier = known or uuid.uuid4().hex[:12]
+    _remember(run, "wandb", identifier)
+    tracker = WandBTracker("rankzero", id=identifier, name=run.name, resume="allow", dir=run)
+    tracker.start()
+    if known is None:
+        tracker.store_init_configuration(to_dict(settings))
+    return tracker
 
 
-def _mlflow(settings: Config, run: Path, classes: tuple[str, ...], step: int) -> Callable[[], Any]:
-    def start() -> Any:
-        from accelerate.tracking import MLflowTracker
+def _mlflow(settings: Config, run: Path, step: int) -> Any:
+    from accelerate.tracking import MLflowTracker
 
-        known = _known(run, "mlflow")
-        tracker = MLflowTracker("rankzero", run_id=known, run_name=run.name)
-        tracker.start()
-        _remember(run, "mlflow", tracker.tracker.info.run_id)
-        if known is None:
-            tracker.store_init_configuration(flat(to_dict(settings)))
-        return tracker
-
-    return start
+    known = _known(run, "mlflow")
+    tracker = MLflowTracker("rankzero", run_id=known, run_name=run.name)
+    tracker.start()
+    _remember(run, "mlflow", tracker.tracker.info.run_id)
+    if known is None:
+        tracker.store_init_configuration(flat(to_dict(settings)))
+    return tracker
 
 
 _STARTS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
@@ -203,17 +182,16 @@ def _scalars(line: Mapping[str, object], classes: tuple[str, ...]) -> dict[str, 
     return {key: value for key, value in values.items() if isinstance(value, (int, float))}
 
 
-def _show(tracker: Any, figures: dict[str, Path], step: int) -> None:
-    """Record PNG files as images."""
+def _show(tracker: Any, figures: list[Path], step: int) -> None:
+    """Record those PNG files that are there as images."""
     import numpy as np
     from PIL import Image
 
-    if tracker.name == "mlflow":
-        for path in figures.values():
+    for path in filter(Path.exists, figures):
+        if tracker.name == "mlflow":
             tracker.log_artifact(str(path), "figures")
-        return
-    for name, path in figures.items():
+            continue
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))[None]  # [1, H, W, 3]
         options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-        tracker.log_images({f"test/{name}": pixels}, step=step, **options)
+        tracker.log_images({f"test/{path.stem}": pixels}, step=step, **options)

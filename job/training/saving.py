@@ -122,5 +122,5 @@ class Saving:
     def what_stands(self) -> str:
         """The newest checkpoint, as the end of a message."""
         self.checkpoints.wait()
-        name = self.checkpoints.newest() if self._directory is not None else None
+        name = self._directory.newest_checkpoint() if self._directory is not None else None
         return f"; last good checkpoint: {name}" if name else "; there is no checkpoint"

@@ -126,6 +126,17 @@ def test_the_command_shows_tables_and_writes_page_and_json(runs: dict[str, Path]
     assert "exact and two-sided" in (tmp_path / "new" / "comparison.html").read_text()
 
 
+def test_the_tables_go_where_markdown_points_be_it_a_pipe_or_a_link(runs: dict[str, Path], tmp_path: Path) -> None:
+    done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", "/dev/stdout")
+    assert done.returncode == 0, done.stderr
+    assert "| small-1 |" in done.stdout
+    (tmp_path / "link.md").symlink_to(tmp_path / "target.md")
+    done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", tmp_path / "link.md")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link.md").is_symlink()
+    assert "| small-1 |" in (tmp_path / "target.md").read_text()
+
+
 def test_a_file_that_cannot_be_written_is_named_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", tmp_path / "file" / "results.md")

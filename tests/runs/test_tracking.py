@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,15 +61,13 @@ def test_tensorboard_shows_the_metrics_accuracy_per_class_and_figures_and_goes_o
 
 
 @pytest.fixture
-def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def follow(tmp_path: Path) -> Any:
     """Track with a tracker of one's own in place of TensorBoard; gives the tracking and what it said."""
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
 
     def start(tracker: Any) -> tuple[tracking.Tracking, list[str]]:
         said: list[str] = []
-        monkeypatch.setitem(tracking._STARTS, "tensorboard", lambda settings, run, classes, step: lambda: tracker)
-        settings = Config(run=Run(trackers=["tensorboard"]))
-        return tracking.Tracking(settings, tmp_path, CLASSES, step=0, say=said.append, warn=said.append), said
+        follower = tracking.Follower("tensorboard", lambda: tracker, said.append)
+        return tracking.Tracking(tmp_path, CLASSES, [follower]), said
 
     return start
 
@@ -113,9 +112,10 @@ def test_a_tracker_that_is_not_installed_is_left_out_and_said(tmp_path: Path, mo
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said: list[str] = []
     settings = Config(run=Run(trackers=["mlflow"]))
-    tracks = tracking.Tracking(settings, tmp_path, CLASSES, step=0, say=said.append, warn=said.append)
-    tracks.metric(LINE)
-    tracks.close(1)
+    directory = SimpleNamespace(path=tmp_path, listeners=[])
+    with tracking.tracked(settings, directory, CLASSES, step=0, say=said.append, warn=said.append):
+        for listener in directory.listeners:
+            listener(LINE)
     assert said == ["mlflow is not installed: the run is not tracked there"]
 
 

@@ -13,7 +13,6 @@ from job.config.settings import Config, Data, Model, Train, to_yaml
 from job.data.datasets import Split
 from job.evaluation import metrics, samples
 from job.evaluation.predictions import Predictions
-from job.runs import files
 
 
 def write(
@@ -80,8 +79,7 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     predictions = Predictions(predicted, confidence, torch.ones(images), labels)
     pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
-    tensors = {"predicted": predicted, "confidence": confidence, "labels": labels}
-    files.save_weights(path / "predictions.safetensors", tensors)
+    predictions.save(path)
     best = {"epoch": epochs, "accuracy": skill}
     result = metrics.report(
         predictions, classes, split="test", epochs=epochs, best_validation=best, parameters=1234, data=data
