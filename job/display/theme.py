@@ -46,7 +46,7 @@ DARK = {
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
-    *(text.percent, text.plural, text.shortened, text.tally, text.rounded),
+    *(text.percent, text.plural, text.shortened, text.tally, text.rounded, text.worded),
 )
 """what a template may put a value through"""
 
