@@ -16,13 +16,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from functools import partial
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from job.config.command_line import Arguments
 from job.config.errors import UserError
 from job.display import comparison_page
+from job.display.console import Console, plain_table
 from job.distributed import ending
 from job.evaluation import comparison
 from job.runs.files import write_whole
@@ -30,24 +30,22 @@ from job.runs.files import write_whole
 
 def main(argv: list[str]) -> int:
     """Compare the runs named; returns the exit status."""
-    from job.display.console import Console
-
     parser = Arguments(__doc__ or "")
     parser.add_argument("run", nargs="+", type=Path, help="run directory of a finished run")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the two files go")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too, with what ran them")
     options = parser.parse_args(argv)
     runs = comparison.read(options.run)
-    found = comparison.compare(runs)
+    compared = comparison.compare(runs)
     console = Console()
-    for table in comparison_page.tables(found):
+    for table in comparison_page.tables(compared):
         console.show(partial(_drawn, table))
     files = {
-        options.out / "comparison.html": comparison_page.html(found, runs),
-        options.out / "comparison.json": json.dumps(found, indent=1) + "\n",
+        options.out / "comparison.html": comparison_page.html(compared, runs),
+        options.out / "comparison.json": json.dumps(compared, indent=1) + "\n",
     }
     if options.markdown is not None:
-        files[options.markdown] = comparison_page.markdown(found, runs)
+        files[options.markdown] = comparison_page.markdown(compared, runs)
     for file, text in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -59,17 +57,9 @@ def main(argv: list[str]) -> int:
 
 
 def _drawn(table: comparison_page.Table, _width: int) -> Table:
-    drawn = Table(
-        title=table.caption,
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title_justify="left",
-        title_style="bold",
-    )
-    drawn.add_column(table.head[0], overflow="fold")
-    for name in table.head[1:]:
-        drawn.add_column(name, justify="right", no_wrap=name != "model", overflow="fold")
+    drawn = plain_table(table.caption)
+    for i, name in enumerate(table.head):
+        drawn.add_column(name, justify="right" if i else "left", no_wrap=i > 0 and name != "model", overflow="fold")
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.progress, console.say))
+    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.bar, console.say))
     dataset = datasets.mapped(stored, settings.data, settings.train.seed)
     part = getattr(dataset, split)
     if len(part) == 0:

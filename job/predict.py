@@ -1,12 +1,12 @@
-"""Name the classes of pictures with the weights of a run, finished or running.
+"""Name the classes of images with the weights of a run, finished or running.
 
 Ways to run it:
-  python job/predict.py --run RUN PICTURE|FOLDER ...    a line for each: class, probability, runners-up
+  python job/predict.py --run RUN IMAGE|FOLDER ...      a line for each: class, probability, runners-up
   python job/predict.py --run RUN --json FOLDER         a JSON object a line, with all probabilities
-  cat PICTURE | python job/predict.py --run RUN -       one picture from standard input
+  cat IMAGE | python job/predict.py --run RUN -         one image from standard input
   python job/predict.py --run RUN --export DIR          the model for use elsewhere, checked after writing
-Folders are searched with all that is below them. Pictures of any size are turned upright and squeezed to the model's.
-A picture that cannot be read is said on standard error, the others are still named, and the exit status is 1.
+Folders are searched with all that is below them. Images of any size are turned upright and squeezed to the model's.
+An image that cannot be read is said on standard error, the others are still named, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import itertools
 import json
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
@@ -29,28 +30,26 @@ from job.data.decoding import Encoded
 from job.distributed import ending
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from torch import Tensor
 
 STDIN = "-"
 
 
 def main(argv: list[str]) -> int:
-    """Predict, export or both; returns the exit status, 1 when a picture could not be read."""
+    """Predict, export or both; returns the exit status, 1 when an image could not be read."""
     parser = Arguments(__doc__ or "")
     parser.add_argument("--run", required=True, type=Path, help="run directory")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, also for pictures that fail")
-    parser.add_argument("--top", type=int, default=3, help="classes to show of each picture (default: 3)")
-    parser.add_argument("--batch", type=int, default=64, help="pictures computed at once (default: 64)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, also for images that fail")
+    parser.add_argument("--top", type=int, default=3, help="classes to show of each image (default: 3)")
+    parser.add_argument("--batch", type=int, default=64, help="images computed at once (default: 64)")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the model there, for use without this job")
-    parser.add_argument("pictures", nargs="*", help="picture files, folders, or - for standard input")
+    parser.add_argument("images", nargs="*", help="image files, folders, or - for standard input")
     options = parser.parse_args(argv)
-    if not options.pictures and options.export is None:
-        raise UserError("no pictures", "name files or folders, - for standard input, or --export DIR")
+    if not options.images and options.export is None:
+        raise UserError("no images", "name files or folders, - for standard input, or --export DIR")
     if options.batch < 1 or options.top < 1:
         raise UserError("--batch and --top", "must be 1 or more")
-    names = list(expand(options.pictures))
+    names = list(expand(options.images))
 
     from job.runs import export
 
@@ -59,23 +58,24 @@ def main(argv: list[str]) -> int:
         for path in export.export(model, options.export):
             print(f"wrote {path}", file=sys.stderr)
     width = min(max((len(name) for name in names), default=0), 60)
-    unread = 0
+    unread = False
     for batch, pixels, reasons in read(names, model.size, options.batch):
-        probabilities = iter(model.probabilities(pixels, group))
+        rows = iter(model.probabilities(pixels, group).tolist())
         for name, reason in zip(batch, reasons, strict=True):
-            unread += reason is not None
             if reason is not None:
+                unread = True
                 print(f"error: {name}: {reason}", file=sys.stderr)
-            found = None if reason is not None else dict(zip(model.classes, next(probabilities).tolist(), strict=True))
-            if options.json:
-                print(json.dumps(_record(name, found, reason)), flush=True)
-            elif found is not None:
-                print(_line(name, found, options.top, width), flush=True)
+                if options.json:
+                    print(json.dumps({"picture": name, "error": reason}), flush=True)
+                continue
+            probabilities = dict(zip(model.classes, next(rows), strict=True))
+            line = _record(name, probabilities) if options.json else _line(name, probabilities, options.top, width)
+            print(line, flush=True)
     return FAILED if unread else 0
 
 
 def expand(names: Sequence[str]) -> Iterator[str]:
-    """The picture files that ``names`` mean, folders searched, each in the order of their names.
+    """The image files that ``names`` mean, folders searched, each in the order of their names.
 
     Raises UserError for a folder without any; whether the others can be read shows later.
     """
@@ -86,10 +86,10 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         if name == STDIN or not Path(name).is_dir():
             yield name
             continue
-        found = [str(path) for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in endings]
-        if not found:
-            raise UserError(f"no pictures in {name}", f"their names end in one of {', '.join(sorted(endings))}")
-        yield from found
+        files = [str(path) for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in endings]
+        if not files:
+            raise UserError(f"no images in {name}", f"their names end in one of {', '.join(sorted(endings))}")
+        yield from files
 
 
 def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence[str], Tensor, list[str | None]]]:
@@ -99,35 +99,28 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
     """
     import torch
 
-    def result() -> tuple[Sequence[str], Tensor, list[str | None]]:
-        chunk, future = waiting.popleft()
-        answers = future.result()
-        pixels = b"".join(answer for answer in answers if isinstance(answer, bytes))
-        flat = torch.frombuffer(bytearray(pixels), dtype=torch.uint8) if pixels else torch.empty(0).byte()
-        reasons = [answer if isinstance(answer, str) else None for answer in answers]
-        return chunk, flat.view(-1, size, size, 3).permute(0, 3, 1, 2), reasons
-
-    waiting: deque[tuple[Sequence[str], Future[decoding.Pixels]]] = deque()
     chunks = [names[start : start + batch] for start in range(0, len(names), batch)]
     processes = max(1, min(len(chunks), decoding.cores()))
     with decoding.readers(size, processes) as reader:
+        futures = (reader([_encoded(name) for name in chunk]) for chunk in chunks)
+        ahead = deque(itertools.islice(futures, 2 * processes))
         for chunk in chunks:
-            waiting.append((chunk, reader([_encoded(name) for name in chunk])))
-            if len(waiting) > 2 * processes:
-                yield result()
-        while waiting:
-            yield result()
+            ahead.extend(itertools.islice(futures, 1))
+            answers = ahead.popleft().result()
+            pixels = b"".join(answer for answer in answers if isinstance(answer, bytes))
+            reasons = [answer if isinstance(answer, str) else None for answer in answers]
+            flat = torch.frombuffer(bytearray(pixels), dtype=torch.uint8) if pixels else torch.empty(0).byte()
+            yield chunk, flat.view(-1, size, size, 3).permute(0, 3, 1, 2), reasons
 
 
 def _encoded(name: str) -> Encoded:
     return sys.stdin.buffer.read() if name == STDIN else Path(name).absolute()
 
 
-def _record(name: str, probabilities: dict[str, float] | None, reason: str | None) -> dict[str, Any]:
-    if probabilities is None:
-        return {"picture": name, "error": reason}
+def _record(name: str, probabilities: dict[str, float]) -> str:
     best = max(probabilities, key=probabilities.__getitem__)
-    return {"picture": name, "class": best, "probability": probabilities[best], "probabilities": probabilities}
+    record = {"picture": name, "class": best, "probability": probabilities[best], "probabilities": probabilities}
+    return json.dumps(record)
 
 
 def _line(name: str, probabilities: dict[str, float], top: int, width: int) -> str:

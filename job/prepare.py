@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     from job.models import registry, weights
 
     console = Console()
-    dataset = datasets.load(settings.data, settings.train.seed, console.progress, console.say)
+    dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
     console.say(f"{dataset}, verified")
     path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:

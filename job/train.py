@@ -103,7 +103,7 @@ def _train(
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(environment.in_words(processes))
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.progress, console.say))
+    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.bar, console.say))
     dataset = group.guarded(lambda: datasets.mapped(stored, settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))

@@ -14,12 +14,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import time
+from collections.abc import Iterator
 
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from job.config.command_line import Arguments
@@ -46,39 +47,35 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--once", action="store_true", help="show how it stands and leave")
     options = parser.parse_args(argv)
     screen, console = RichConsole(highlight=False), Console()
-    run = reader.read(options.run)
-    if options.once:
-        screen.print(view(run))
-    elif screen.is_terminal:
-        with Live(view(run), console=screen, auto_refresh=False, transient=True) as live:
-            while not is_over(run):
-                time.sleep(EVERY)
-                run = reader.read(options.run)
+    if options.once or screen.is_terminal:
+        with Live(console=screen, auto_refresh=False, transient=True) as live:
+            for run in looks(options.run, once=options.once):
                 live.update(view(run), refresh=True)
         screen.print(view(run))
     else:
-        run = _print_news(run, console)
+        shown, state = 0, ""
+        for run in looks(options.run):
+            epochs = run.lines("validation")
+            for line in epochs[shown:]:
+                console.say(epoch_line(run, line))
+            shown = len(epochs)  # fewer than before when a resumed run does some again
+            if run.state != state:
+                state = run.state
+                console.say(f"{run.name}: {state}, {where(run)}")
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
     return FAILED if run.state == "failed" else 0
 
 
-def _print_news(run: Run, console: Console) -> Run:
-    """One line for each epoch and for each change of state, until the run is over; returns it as it is then."""
-    shown, before = 0, ""
+def looks(path: Path, *, once: bool = False) -> Iterator[Run]:
+    """The run in ``path`` as it stands, again and again until it is over."""
     while True:
-        for line in run.lines("validation")[shown:]:
-            console.say(epoch_line(run, line))
-            shown += 1
-        shown = min(shown, len(run.lines("validation")))  # a resumed run takes back what it does again
-        if run.state != before:
-            before = run.state
-            console.say(f"{run.name}: {before}, {where(run)}")
-        if is_over(run):
-            return run
+        run = reader.read(path)
+        yield run
+        if once or is_over(run):
+            return
         time.sleep(EVERY)
-        run = reader.read(run.path)
 
 
 def is_over(run: Run) -> bool:
@@ -88,8 +85,8 @@ def is_over(run: Run) -> bool:
 
 def view(run: Run) -> Group:
     """How the run stands, in a screenful."""
-    head = Text.assemble((run.name, "bold"), f"  {run.title}  ", (run.state, STYLES.get(run.state, "")))
-    parts: list[Text | Table] = [head]
+    parts: list[Text | Table] = []
+    parts.append(Text.assemble((run.name, "bold"), f"  {run.title}  ", (run.state, STYLES.get(run.state, ""))))
     step, total = steps(run)
     if total:
         bar = Table.grid()
@@ -106,34 +103,30 @@ def view(run: Run) -> Group:
     epochs = run.lines("validation")
     if epochs:
         best = max(number(line.get("accuracy"), -1.0) for line in epochs)
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for name in ("epoch", "training loss", "validation loss", "accuracy", ""):
-            table.add_column(name, justify="right")
+        head = ("epoch", "training loss", "validation loss", "accuracy", "")
+        table = Table(*(Column(name, justify="right") for name in head), box=None, pad_edge=False, header_style="dim")
         for line in epochs[-EPOCHS:]:
-            mark = "best" if line.get("accuracy") == best else ""
+            mark = Text("best" if line.get("accuracy") == best else "", style="green")
             values = (decimals(line.get("train_loss")), decimals(line.get("loss")), percent(line.get("accuracy"), 2))
-            table.add_row(str(line["epoch"]), *values, Text(mark, style="green"))
+            table.add_row(str(line["epoch"]), *values, mark)
         parts.append(table)
     return Group(*parts)
 
 
-def steps(run: Run) -> tuple[int, int | None]:
-    """Optimizer steps taken, and those of the whole run if it is known."""
+def steps(run: Run) -> tuple[int, int]:
+    """Optimizer steps taken, and those of the whole run; 0 while these are not known."""
     taken = max([line["step"] for line in run.metrics[-2:]] or [int(run.status.get("step", 0))])
-    per_epoch, epochs = run.steps_per_epoch, run.setting("train.epochs")
-    return taken, per_epoch * epochs if per_epoch and epochs else None
+    return taken, (run.steps_per_epoch or 0) * run.setting("train.epochs", 0)
 
 
 def where(run: Run) -> str:
     """Step, loss, throughput and time left in one line."""
-    taken, total = steps(run)
+    (taken, total), lines, rate = steps(run), run.lines("train"), run.images_per_second
     words = [f"step {taken:,} of {total:,}" if total else f"step {taken:,}"]
     if run.metrics:
         words.append(f"epoch {run.metrics[-1]['epoch']} of {run.setting('train.epochs')}")
-    lines = run.lines("train")
     if lines:
         words.append(f"loss {decimals(lines[-1].get('loss'))}")
-    rate = run.images_per_second
     if rate:
         words.append(f"{rate:,.0f} images/s")
         if total and not is_over(run):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from job.display import figures, theme
 from job.display.text import NOTHING, decimals, duration, percent, rounded, tally
 from job.evaluation.comparison import Finished
+from job.runs.reader import Record
 
 MOST_DRAWN = 6
 """runs up to which a figure tells them apart"""
@@ -25,39 +26,36 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def tables(found: dict[str, Any]) -> list[Table]:
-    """All tables of ``found``, the content of ``comparison.json``."""
-    shown = [_runs(found["runs"])]
-    if found["repetitions"]:
-        shown.append(_repetitions(found["repetitions"]))
-    if found["pairs"]:
-        shown.append(_pairs(found["pairs"]))
-    return [*shown, _classes(found)]
+def tables(comparison: Record) -> list[Table]:
+    """All tables of the content of ``comparison.json``."""
+    shown = [_runs(comparison["runs"])]
+    if comparison["repetitions"]:
+        shown.append(_repetitions(comparison["repetitions"]))
+    if comparison["pairs"]:
+        shown.append(_pairs(comparison["pairs"]))
+    return [*shown, _classes(comparison)]
 
 
-def html(found: dict[str, Any], runs: Sequence[Finished]) -> str:
+def html(comparison: Record, runs: Sequence[Finished]) -> str:
     """The comparison as a page of its own."""
     figure = None
     if len(runs) <= MOST_DRAWN:
         with theme.style():
-            figure = theme.to_svg(
-                figures.compared(found), "compared", "Accuracy per class of each run; the table has it"
-            )
-    best = max(found["runs"], key=lambda run: run["accuracy"])
+            spoken = "Accuracy per class of each run; the table has it"
+            figure = theme.to_svg(figures.compared(comparison), "compared", spoken)
     return theme.render(
         "comparison.html.jinja",
-        runs=found["runs"],
-        best=best,
+        runs=comparison["runs"],
         images=len(runs[0].labels),
-        tables=tables(found),
+        tables=tables(comparison),
         figure=figure,
     )
 
 
-def markdown(found: dict[str, Any], runs: Sequence[Finished]) -> str:
+def markdown(comparison: Record, runs: Sequence[Finished]) -> str:
     """The tables for a page of documentation, and where the numbers come from."""
     parts = ["# Results", f"Written by `python job/compare.py RUN ... --markdown FILE`. {_PUBLISHED}"]
-    for table in tables(found):
+    for table in tables(comparison):
         lines = [
             table.head,
             ["---", *["---:"] * (len(table.head) - 1)],
@@ -65,6 +63,11 @@ def markdown(found: dict[str, Any], runs: Sequence[Finished]) -> str:
         ]
         parts += [f"## {table.caption}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     return "\n\n".join([*parts, "## Where they ran", "\n".join(map(_where, runs))]) + "\n"
+
+
+def _table(name: str, caption: str, rows: list[dict[str, str]], note: str = "") -> Table:
+    """A table of rows that have the same keys: these are its head."""
+    return Table(name, caption, list(rows[0]), [list(row.values()) for row in rows], note)
 
 
 def _where(one: Finished) -> str:
@@ -75,53 +78,60 @@ def _where(one: Finished) -> str:
     return f"- {one.name}: {run.title}, {recipe}, {run.setting('runtime.precision')}; {devices}; {versions}"
 
 
-def _runs(runs: list[dict[str, Any]]) -> Table:
-    head = ["run", "model", "seed", "accuracy", "interval", "published", "above", "images/s", "time", "weights"]
+def _runs(runs: list[Record]) -> Table:
     rows = [
-        [
-            *(run["name"], run["model"], str(run["seed"]), percent(run["accuracy"], 2)),
-            f"{100 * run['interval'][0]:.1f}-{run['interval'][1]:.1%}",
-            *(percent(run["published"], 2), _points(run["above_published"]), rounded(run["images_per_second"])),
-            *(duration(run["seconds"]), rounded(run["parameters"])),
-        ]
+        {
+            "run": run["name"],
+            "model": run["model"],
+            "seed": str(run["seed"]),
+            "accuracy": percent(run["accuracy"], 2),
+            "interval": f"{100 * run['interval'][0]:.1f}-{run['interval'][1]:.1%}",
+            "published": percent(run["published"], 2),
+            "above": _points(run["above_published"]),
+            "images/s": rounded(run["images_per_second"]),
+            "time": duration(run["seconds"]),
+            "weights": rounded(run["parameters"]),
+        }
         for run in runs
     ]
-    return Table("runs", "Runs", head, rows, _PUBLISHED if any(run["published"] for run in runs) else "")
+    return _table("runs", "Runs", rows, _PUBLISHED if any(run["published"] for run in runs) else "")
 
 
-def _repetitions(groups: list[dict[str, Any]]) -> Table:
-    head = ["runs", "seeds", "mean accuracy", "standard deviation, points"]
+def _repetitions(groups: list[Record]) -> Table:
     rows = [
-        [
-            *(", ".join(group["runs"]), str(len(group["seeds"])), percent(group["mean"], 2)),
-            f"{100 * group['standard_deviation']:.2f}",
-        ]
+        {
+            "runs": ", ".join(group["runs"]),
+            "seeds": str(len(group["seeds"])),
+            "mean accuracy": percent(group["mean"], 2),
+            "standard deviation, points": f"{100 * group['standard_deviation']:.2f}",
+        }
         for group in groups
     ]
-    return Table("over", "Over seeds", head, rows, "Runs of the same recipe that differ in nothing but the seed.")
+    return _table("over", "Over seeds", rows, "Runs of the same recipe that differ in nothing but the seed.")
 
 
-def _pairs(pairs: list[dict[str, Any]]) -> Table:
-    head = ["first / second", "points gained", "only first right", "only second right", "McNemar's p"]
+def _pairs(pairs: list[Record]) -> Table:
     rows = [
-        [
-            *(f"{pair['first']} / {pair['second']}", _points(pair["difference"])),
-            *(rounded(pair[f"only_{which}_right"]) for which in ("first", "second")),
-            "< 0.0001" if pair["p"] < 0.0001 else decimals(pair["p"]),
-        ]
+        {
+            "first / second": f"{pair['first']} / {pair['second']}",
+            "points gained": _points(pair["difference"]),
+            "only first right": rounded(pair["only_first_right"]),
+            "only second right": rounded(pair["only_second_right"]),
+            "McNemar's p": "< 0.0001" if pair["p"] < 0.0001 else decimals(pair["p"]),
+        }
         for pair in pairs
     ]
     note = "McNemar's test, exact and two-sided, for each pair by itself."
-    return Table("pairs", "Pairs of runs on the same images", head, rows, note)
+    return _table("pairs", "Pairs of runs on the same images", rows, note)
 
 
-def _classes(found: dict[str, Any]) -> Table:
-    head = ["class", *(run["name"] for run in found["runs"])]
-    rows = [[row["name"], *map(percent, row["accuracy"])] for row in found["classes"]]
-    if len(found["runs"]) == 2:
+def _classes(comparison: Record) -> Table:
+    head = ["class", *(run["name"] for run in comparison["runs"])]
+    rows = [[row["name"], *map(percent, row["accuracy"])] for row in comparison["classes"]]
+    if len(comparison["runs"]) == 2:
         head.append("points gained")
-        for cells, (first, second) in zip(rows, (row["accuracy"] for row in found["classes"]), strict=True):
-            cells.append(_points(None if first is None or second is None else second - first))
+        for cells, row in zip(rows, comparison["classes"], strict=True):
+            cells.append(_points(None if None in row["accuracy"] else row["accuracy"][1] - row["accuracy"][0]))
     return Table("accuracy", "Accuracy per class", head, rows)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
@@ -17,13 +17,19 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from job.display.text import duration, hardest_named, mistake, percent
-from job.runs.records import Evaluation
+from job.display.text import duration, hardest_named, mistake, percent, rounded
+from job.runs.records import ClassRow, Evaluation
 
 PLAIN_EVERY = 30.0
 """seconds between progress lines when the output is no terminal"""
 PLAIN_WIDTH = 100
 """columns when the output is no terminal"""
+
+
+class Advance(Protocol):
+    """Told how many more are done, and at times what to note beside the bar."""
+
+    def __call__(self, more: int, note: str = "") -> None: ...
 
 
 class Console:
@@ -77,51 +83,34 @@ class Console:
         self.say(f"most confused: {', '.join(mistakes) or 'none'}")
 
     @contextlib.contextmanager
-    def progress(self, description: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        """A bar for ``total`` things of ``unit``; yields a function to call with how many more are done."""
-        with self.bar(description, total, unit) as advance:
-            yield lambda n: advance(n, "")
+    def bar(self, description: str, total: int | None, unit: str, done: int = 0, beyond: int = 0) -> Iterator[Advance]:
+        """A bar for ``total`` things of ``unit``; yields what is told how many more are done, and what to note beside it.
 
-    @contextlib.contextmanager
-    def bar(
-        self, description: str, total: int | None, unit: str, done: int = 0, beyond: int = 0
-    ) -> Iterator[Callable[[int, str], None]]:
-        """Like ``progress``, with a note beside the bar, and ``beyond`` more to do after ``total``.
-
-        The time left is to the end of both; ``done`` of ``total`` were there before.
+        ``done`` of ``total`` were there before. The time left is to the end of ``beyond`` more after ``total`` as well.
         """
         began = said = time.monotonic()
-        count, note = done, ""
+        count, latest = done, ""
 
-        def advance(more: int, latest: str) -> str:
-            """Where it stands, in words."""
-            nonlocal count, note
-            count, note = count + more, latest or note
-            rate = (count - done) / max(time.monotonic() - began, 1e-9)
+        def advance(more: int, note: str = "") -> None:
+            nonlocal count, latest, said
+            count, latest, now = count + more, note or latest, time.monotonic()
+            rate = (count - done) / max(now - began, 1e-9)
             left = f"{duration((total - count + beyond) / rate)} left" if total and rate else ""
-            return "  ".join(part for part in (f"{rate:,.0f} {unit}/s", left, note) if part)
+            words = "  ".join(part for part in (f"{rate:,.0f} {unit}/s", left, latest) if part)
+            if drawn:
+                bars.update(task, advance=more, words=words)
+            elif now - said >= PLAIN_EVERY:
+                said = now
+                of = f" of {total:,}" if total else ""
+                self.say(f"{description}: {count:,}{of} {unit}  {words}")
 
-        if not self._screen.is_terminal or self._quiet:
-
-            def line(more: int, latest: str) -> None:
-                nonlocal said
-                words = advance(more, latest)
-                if time.monotonic() - said >= PLAIN_EVERY:
-                    said = time.monotonic()
-                    of = f" of {total:,}" if total else ""
-                    self.say(f"{description}: {count:,}{of} {unit}  {words}")
-
-            yield line
-            return
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[words]}"),
-        )
-        with Progress(*columns, console=self._screen, transient=True, refresh_per_second=4) as bars:
-            task = bars.add_task(description, total=total, completed=done, words="")
-            yield lambda more, latest: bars.update(task, advance=more, words=advance(more, latest))
+        words = TextColumn("{task.fields[words]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), words)
+        drawn = self._screen.is_terminal and not self._quiet
+        bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4, disable=not drawn)
+        task = bars.add_task(description, total=total, completed=done, words="")
+        with bars:
+            yield advance
 
     def _to_log(self, line: str) -> None:
         if self._quiet:
@@ -134,43 +123,42 @@ class Console:
             self._log.write(line + "\n")
 
 
-_COLUMNS = {"accuracy": 10, "95% interval": 17, "images": 8, "precision": 11, "F1": 8, "correct": 9}
-"""columns that each takes of the screen, the most important first"""
+_COLUMNS: dict[str, tuple[int, Callable[[ClassRow], str]]] = {
+    "accuracy": (10, lambda row: percent(row["accuracy"])),
+    "95% interval": (17, lambda row: " - ".join(map(percent, row["interval"] or (None, None)))),
+    "images": (8, lambda row: rounded(row["images"])),
+    "precision": (11, lambda row: percent(row["precision"])),
+    "F1": (8, lambda row: percent(row["f1"])),
+    "correct": (9, lambda row: rounded(row["correct"])),
+}
+"""columns that each takes of the screen and what stands there, the most important first"""
 
 
 def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") -> Table:
     """Accuracy per class with bars of ``block``; what matters less goes first where ``width`` columns are few."""
     low, high = result["interval"]
-    table = Table(
-        title=f"{result['split']}: {result['accuracy']:.2%} of {result['images']:,} images "
-        f"(95% interval {low:.2%} to {high:.2%}), loss {result['loss']:.4f}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+    table = plain_table(
+        f"{result['split']}: {result['accuracy']:.2%} of {result['images']:,} images "
+        f"(95% interval {low:.2%} to {high:.2%}), loss {result['loss']:.4f}"
     )
-    longest = max(len(row["name"]) for row in result["classes"])
-    name_width = min(longest, max(8, width - 24))
+    name_width = min(max(len(row["name"]) for row in result["classes"]), max(8, width - 24))
     room = width - name_width - 13  # less the bar
+    table.add_column("class", width=name_width, no_wrap=True)
     shown = []
-    for name, needed in _COLUMNS.items():
+    for name, (needed, value) in _COLUMNS.items():
         room -= needed
         if room >= 0:
-            shown.append(name)
-    table.add_column("class", width=name_width, no_wrap=True)
-    for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+            shown.append(value)
+            table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in result["classes"]:
-        values = {
-            "accuracy": percent(row["accuracy"]),
-            "95% interval": " - ".join(percent(end) for end in row["interval"] or (None, None)),
-            "images": f"{row['images']:,}",
-            "precision": percent(row["precision"]),
-            "F1": percent(row["f1"]),
-            "correct": f"{row['correct']:,}",
-        }
         bar = Text(block * round(10 * (row["accuracy"] or 0)), style="cyan")
-        table.add_row(Text(row["name"], overflow="ellipsis"), *(values[name] for name in shown), bar)
+        table.add_row(Text(row["name"], overflow="ellipsis"), *(value(row) for value in shown), bar)
+    return table
+
+
+def plain_table(title: str) -> Table:
+    """A table with a rule below its head and no other, yet without columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
     return table

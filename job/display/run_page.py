@@ -6,19 +6,23 @@ import base64
 import io
 import shlex
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from job.display import figures, theme
-from job.display.text import NOTHING, decimals, hardest_named, listed, percent, rounded, shortened
+from job.display.text import decimals, hardest_named, listed, percent, rounded, shortened
 from job.evaluation import reference, samples
 from job.evaluation.samples import Samples
 from job.runs import reader
 from job.runs.files import write_whole
 from job.runs.reader import Run
 from job.runs.records import Evaluation
+
+EMBEDDED = ("loss", "throughput", "accuracy", "classes")
+"""figures that the page shows in its own colours"""
 
 
 class Shown(NamedTuple):
@@ -38,8 +42,6 @@ class Shown(NamedTuple):
     @property
     def source(self) -> str:
         """The image within a page."""
-        from PIL import Image
-
         file = io.BytesIO()
         Image.fromarray(self.pixels).save(file, "png", optimize=True)
         return _embedded(file.getvalue())
@@ -53,21 +55,19 @@ def write(path: Path) -> Path:
     run = reader.read(path)
     published, page = reference.published(run), path / "report.html"
     result = run.evaluation
-    shown = {name: _shown(result, some) for name, some in samples.read(path).items() if result}
+    shown: dict[str, list[Shown]] = {"grid": [], "mistakes": []}
     (path / "figures").mkdir(exist_ok=True)
     with theme.style():
         drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)}
         drawn["accuracy"] = figures.accuracy(run, published)
         if result:
-            drawn["classes"] = figures.classes(result, published)
-        embedded = list(drawn)
-        if result:
-            drawn["confusion_matrix"] = figures.confusion(result)
+            drawn |= {"classes": figures.classes(result, published), "confusion_matrix": figures.confusion(result)}
+            shown |= {name: _shown(result, some) for name, some in samples.read(path).items()}
         for name, some in shown.items():
             if some:
                 drawn[name] = figures.grid([one.pixels for one in some], [(_caption(one), one.right) for one in some])
         pngs = {name: theme.to_png(figure) for name, figure in drawn.items()}
-        svgs = {name: theme.to_svg(drawn[name], name, _spoken(run, name)) for name in embedded}
+        svgs = {name: theme.to_svg(drawn[name], name, _spoken(run, name)) for name in EMBEDDED if name in drawn}
     for name, png in pngs.items():
         (path / "figures" / f"{name}.png").write_bytes(png)
     few = result is not None and len(result["classes"]) <= figures.MOST_COUNTS
@@ -76,15 +76,13 @@ def write(path: Path) -> Path:
         run=run,
         result=result or {},
         published=published,
-        best=_best(run),
         svgs=svgs,
         heat=_heat(result["confusion_matrix"]) if result and few else [],
         heat_image="" if few or not result else _embedded(pngs["confusion_matrix"]),
-        shown={"grid": [], "mistakes": []} | shown,
+        shown=shown,
         again=_again(run),
         given=shlex.join(run.environment.get("command", [])),
         config=(path / "config.yaml").read_text(),
-        facts=_facts(run),
     )
     write_whole(page, html)
     return page
@@ -114,11 +112,6 @@ def _spoken(run: Run, name: str) -> str:
     return f"Validation {name} from {first} to {last}"
 
 
-def _best(run: Run) -> dict[str, Any] | None:
-    lines = [line for line in run.lines("validation") if line.get("accuracy") is not None]
-    return max(lines, key=lambda line: line["accuracy"], default=None)
-
-
 def _heat(counts: list[list[int]]) -> list[list[tuple[int, float, str, str]]]:
     """Of each cell of a confusion matrix: its count, the share of its row, and the text's colour on light and dark."""
     shares = figures.row_shares(np.array(counts, np.int64))
@@ -133,18 +126,9 @@ def _heat(counts: list[list[int]]) -> list[list[tuple[int, float, str, str]]]:
 def _again(run: Run) -> str:
     """The commands that repeat the run."""
     world_size, commit = run.environment.get("world_size", 1), run.environment.get("git_commit")
-    launch = "python" if world_size == 1 else f"accelerate launch --num_processes {world_size}"
+    launch = "python" if world_size == 1 else f"accelerate launch -q --num_processes {world_size}"
     options = ["--config", str(run.path / "config.yaml"), "--run.dir", f"runs/{run.name}-again"]
     return (f"git checkout {commit}\n" if commit else "") + f"{launch} job/train.py {shlex.join(options)}"
-
-
-def _facts(run: Run) -> list[tuple[str, str]]:
-    """What the run ran on."""
-    return [
-        (key.replace("_", " "), ", ".join(map(str, value if isinstance(value, list) else [value])))
-        for key, value in ((k, NOTHING if v is None else v) for k, v in run.environment.items())
-        if key not in ("command", "attempts")
-    ]
 
 
 def _embedded(png: bytes) -> str:

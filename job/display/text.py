@@ -51,6 +51,13 @@ def tally(names: Sequence[str]) -> str:
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
 
 
+def worded(value: object) -> str:
+    """Any value of a JSON file in words."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return NOTHING if value is None else str(value)
+
+
 def shortened(name: str, longest: int = 40) -> str:
     """``name`` without what a class name must not do to a line or a figure: be long, or break lines."""
     name = " ".join(name.split())

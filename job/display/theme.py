@@ -1,7 +1,4 @@
-"""What all figures and pages have in common: colours for light and dark, and how a figure becomes PNG or SVG.
-
-matplotlib is imported inside functions: training must not wait for it.
-"""
+"""What all figures and pages have in common: colours for light and dark, and how a figure becomes PNG or SVG."""
 
 from __future__ import annotations
 
@@ -10,15 +7,16 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from job.display import text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LIGHT = {
     "paper": "#ffffff",
@@ -48,7 +46,7 @@ DARK = {
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
-    *(text.percent, text.plural, text.shortened, text.tally, text.rounded),
+    *(text.percent, text.plural, text.shortened, text.tally, text.rounded, text.worded),
 )
 """what a template may put a value through"""
 
@@ -56,8 +54,6 @@ FILTERS = (
 @contextlib.contextmanager
 def style() -> Iterator[None]:
     """matplotlib's settings for drawing and saving every figure here."""
-    import matplotlib as mpl
-
     settings: dict[str, Any] = {
         "axes.axisbelow": True,
         "axes.edgecolor": LIGHT["rule"],
@@ -71,8 +67,13 @@ def style() -> Iterator[None]:
         "font.size": 10,
         "grid.color": LIGHT["rule"],
         "grid.linewidth": 0.6,
+        "legend.borderaxespad": 0.2,
+        "legend.columnspacing": 1.2,
+        "legend.fontsize": 9.5,
         "legend.frameon": False,
+        "legend.handlelength": 1.4,
         "legend.labelcolor": LIGHT["ink"],
+        "legend.loc": "lower left",
         "lines.linewidth": 1.6,
         "svg.fonttype": "none",
         "text.color": LIGHT["ink"],
@@ -82,7 +83,7 @@ def style() -> Iterator[None]:
         "ytick.color": LIGHT["muted"],
         "ytick.major.size": 0,
     }
-    with mpl.rc_context(settings):  # type: ignore[arg-type]
+    with rc_context(settings):  # type: ignore[arg-type]
         yield
 
 
@@ -99,28 +100,19 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
 
     ``name`` makes its identifiers differ from those of other figures; ``label`` is what a screen reader says.
     """
-    from matplotlib import rc_context
-
     file = io.StringIO()
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
+    # A style would hold for the whole page, and a size keep the figure from filling its place.
+    _, _, drawing = re.sub(r"<(metadata|style).*?</\1>", "", file.getvalue(), flags=re.DOTALL).partition("<svg")
+    tag, _, drawing = drawing.partition(">")
     for role, color in LIGHT.items():
-        svg = svg.replace(color, f"var(--{role})")
-    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", svg)
-    svg = re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" width="[^"]*"', r"<svg \1", svg, count=1
-    )
-    return Markup(re.sub(r"^<svg[^>]*>", lambda tag: _labelled(tag[0], label), svg, count=1))  # noqa: S704 (matplotlib escapes)
-
-
-def _labelled(tag: str, label: str) -> str:
-    box = re.search(r'viewBox="[^"]*"', tag)
+        drawing = drawing.replace(color, f"var(--{role})")
+    drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
+    drawing = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px var(--sans)", drawing)
+    box = "".join(re.findall(r'viewBox="[^"]*"', tag))
     xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    return f'<svg {xmlns} {box[0] if box else ""} role="img" aria-label="{escape(label)}">'
+    return Markup(f'<svg {xmlns} {box} role="img" aria-label="{escape(label)}">{drawing}')  # noqa: S704 (matplotlib escapes)
 
 
 def render(template: str, **values: Any) -> str:
@@ -142,9 +134,7 @@ def text_on(paper: str, heat: str, share: float) -> str:
 
     By the contrast ratio of WCAG 2.2; the better of the two is at least 4.58 on any colour.
     """
-    channels = [
-        int(paper[i : i + 2], 16) + share * (int(heat[i : i + 2], 16) - int(paper[i : i + 2], 16)) for i in (1, 3, 5)
-    ]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in channels)]
-    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    channels = (1 - share) * np.array(to_rgb(paper)) + share * np.array(to_rgb(heat))
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ (0.2126, 0.7152, 0.0722)
     return "#000000" if (luminance + 0.05) ** 2 > 1.05 * 0.05 else "#ffffff"

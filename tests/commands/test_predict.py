@@ -114,10 +114,10 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     unfinished.mkdir()
     shutil.copy(run / "config.yaml", unfinished)
     for arguments, words in (
-        (["--run", run], "no pictures"),
+        (["--run", run], "no images"),
         (["--run", tmp_path / "none", "x.png"], "is no run directory"),
         (["--run", unfinished, "x.png"], "has no weights yet"),
-        (["--run", run, tmp_path / "empty"], "no pictures in"),
+        (["--run", run, tmp_path / "empty"], "no images in"),
         (["x.png"], "--run"),
         (["--run", run, "--batch", "0", "x.png"], "must be 1 or more"),
     ):

@@ -116,7 +116,7 @@ def test_the_page_tells_result_interval_published_value_resumes_and_how_to_repea
         "none per class",
         "step 250 and 510",
         "2 × Some GPU",
-        "accelerate launch --num_processes 2 job/train.py --config",
+        "accelerate launch -q --num_processes 2 job/train.py --config",
         "git checkout 0123abcd",
         "'a file.yaml'",
     ):
