@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from job.config.errors import UserError
 from job.config.settings import Config
@@ -46,16 +47,12 @@ def memory_bytes(settings: Config, model: nn.Module, images: int, image_size: in
     """
     outputs = 0
 
-    def count(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def count(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         nonlocal outputs
-        outputs += output.numel()
+        outputs += 0 if list(module.children()) else output.numel()
 
-    leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [module.register_forward_hook(count) for module in leaves]
-    with torch.no_grad():
+    with torch.no_grad(), register_module_forward_hook(count):
         model(torch.zeros(1, 3, image_size, image_size))
-    for hook in hooks:
-        hook.remove()
     parameters = sum(p.numel() for p in model.parameters())
     width = 4 if settings.runtime.precision == "fp32" else 2
     return {

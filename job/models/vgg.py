@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +19,10 @@ def vgg16_bn(classes: int) -> nn.Module:
 def _for_classes(name: str, classes: int) -> nn.Module:
     from torchvision.models import get_model  # seconds that SimpleCNN need not wait
 
-    model: Any = get_model(name, weights=None)
-    model.avgpool = MatrixPool(model.avgpool)
-    model.classifier[6] = nn.Linear(4096, classes)
-    network: nn.Module = model
-    return network
+    model: nn.Module = get_model(name, weights=None)
+    model.set_submodule("avgpool", MatrixPool(model.get_submodule("avgpool")))
+    model.set_submodule("classifier.6", nn.Linear(4096, classes))
+    return model
 
 
 class MatrixPool(nn.Module):
@@ -34,7 +31,7 @@ class MatrixPool(nn.Module):
     CUDA's own adds in whatever order threads come, and refuses to where only deterministic kernels are allowed.
     """
 
-    def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
+    def __init__(self, pool: nn.Module) -> None:
         super().__init__()
         self.pool = pool
 

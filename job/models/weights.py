@@ -18,11 +18,9 @@ def pretrained(settings: Model, model: nn.Module, *, download: bool) -> None:
 
     Raises UserError when the file is not there, is damaged, or belongs to another model.
     """
-    if settings.weights is None:
-        return
     path = fetch(settings, download=download)
-    assert path is not None
-    load(model, read(path), name=f"{settings.name} weights {path}", keep_head=True)
+    if path is not None:
+        load(model, read(path), name=f"{settings.name} weights {path}", keep_head=True)
 
 
 def fetch(settings: Model, *, download: bool) -> Path | None:
@@ -82,16 +80,14 @@ def load(model: nn.Module, state: dict[str, Tensor], *, name: str, keep_head: bo
     ``keep_head``: a last layer of another number of classes is left out, as fine-tuning wants.
     """
     own = model.state_dict()
-    if keep_head:
-        head = list(own)[-2:]  # weight and bias of the last layer
-        if all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in head):
-            state = state | {key: own[key] for key in head if state[key].shape != own[key].shape}
+    head = list(own)[-2:]  # weight and bias of the last layer
+    if keep_head and all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in head):
+        state = state | {key: own[key] for key in head if state[key].shape != own[key].shape}
+    given, wanted = ({key: list(tensor.shape) for key, tensor in tensors.items()} for tensors in (state, own))
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is not the model's" for key in state if key not in own]
     problems += [
-        f"{key} is {list(state[key].shape)}, not {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} is {given[key]}, not {wanted[key]}" for key in own if given.get(key) not in (None, wanted[key])
     ]
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""

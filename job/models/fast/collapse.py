@@ -7,7 +7,6 @@ sum, with a learning rate 49 times as large, is the same training, to rounding, 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from job.config.errors import UserError
@@ -40,15 +39,12 @@ def collapse(model: nn.Module, settings: Config, image_size: int) -> bool:
         )
     if not repeats or (penalised and not once):
         return False
-    old = model.get_submodule("classifier.0")
-    assert isinstance(old, nn.Linear)
-    new = nn.utils.skip_init(nn.Linear, old.in_features // COPIES, old.out_features, dtype=old.weight.dtype)
-    with torch.no_grad():
-        # Channels come first when a feature map is flattened: [out, 512 * 49] is [out, 512, 49].
-        new.weight.copy_(old.weight.unflatten(1, (-1, COPIES)).sum(2))
-        new.bias.copy_(old.bias)
-    new.weight.copies = 1 if once else COPIES
-    model.set_submodule("classifier.0", new)
+    layer = model.get_submodule("classifier.0")
+    assert isinstance(layer, nn.Linear)
+    # Channels come first when a feature map is flattened: [out, 512 * 49] is [out, 512, 49].
+    layer.weight = nn.Parameter(layer.weight.detach().unflatten(1, (-1, COPIES)).sum(2))
+    layer.weight.copies = 1 if once else COPIES  # type: ignore[attr-defined]
+    layer.in_features //= COPIES
     model.set_submodule("avgpool", nn.Identity())
     return True
 

@@ -6,7 +6,8 @@ a few pixels; tensors are channels-last.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar, cast
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,27 +56,7 @@ class BackwardConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[b, in + zeros, h, w] to [b, out, h', w']."""
         weight = F.pad(self.weight, (0, 0, 0, 0, 0, x.shape[1] - self.in_channels))
-        out: Tensor = InputGradientContiguous.apply(*_autocast(x, weight, self.bias))
-        return out
-
-
-class InputGradientContiguous(torch.autograd.Function):
-    """``F.conv2d`` of channels-last tensors, whose input's gradient is computed in contiguous memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wanted = [False, *ctx.needs_input_grad[1:]]
-        _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, wanted
-        )
-        input_gradient = _input_gradient(gradient, weight) if ctx.needs_input_grad[0] else None
-        return input_gradient, weight_gradient, bias_gradient
+        return _convolution(x, weight, self.bias)
 
 
 class SmallConv2d(nn.Conv2d):
@@ -100,28 +81,48 @@ class SmallConv2d(nn.Conv2d):
         elif h > 4 or w > 4 or self.windows == "nothing":
             return super().forward(x)
         elif self.windows == "weight":
-            return cast(Tensor, WeightGradientByWindows.apply(*_autocast(x, self.weight, self.bias)))
+            return _convolution(x, self.weight, self.bias, padding=1)
         else:
             out = F.linear(_windows(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
-class WeightGradientByWindows(torch.autograd.Function):
-    """``F.conv2d`` with padding 1, in contiguous memory but for the weight's gradient: a product over windows."""
+class OwnBackward(torch.autograd.Function):
+    """``F.conv2d`` of channels-last tensors, whose input's gradient is computed in contiguous memory.
+
+    With padding all of it is, but for the weight's gradient: a product over 3 x 3 windows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out = F.conv2d(x.contiguous(), weight.contiguous(), bias, padding=1)
-        return out.contiguous(memory_format=torch.channels_last)
+        ctx.padding = padding
+        if padding:
+            x, weight = x.contiguous(), weight.contiguous()
+        return F.conv2d(x, weight, bias, padding=padding).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # [b * h * w, out]
-        weight_gradient = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
-        input_gradient = _input_gradient(gradient, weight, padding=1) if ctx.needs_input_grad[0] else None
-        return input_gradient, weight_gradient, rows.sum(0) if ctx.needs_input_grad[2] else None
+        (x, weight), (for_input, _, for_bias, _) = ctx.saved_tensors, ctx.needs_input_grad
+        input_gradient = None
+        if for_input:
+            input_gradient = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=ctx.padding)
+            input_gradient = input_gradient.contiguous(memory_format=torch.channels_last)
+        if ctx.padding:
+            rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # [b * h * w, out]
+            weight_gradient = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+            return input_gradient, weight_gradient, rows.sum(0) if for_bias else None, None
+        _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
+            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, for_bias]
+        )
+        return input_gradient, weight_gradient, bias_gradient, None
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
+    """``OwnBackward`` in the type that autocast, which does not know it, has convolutions compute in."""
+    cast = (None if tensor is None else tensor.to(_computed_in(x)) for tensor in (x, weight, bias))
+    out: Tensor = OwnBackward.apply(*cast, padding)
+    return out
 
 
 def _windows(x: Tensor) -> Tensor:
@@ -129,18 +130,6 @@ def _windows(x: Tensor) -> Tensor:
     h, w = x.shape[2:]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # [b, h + 2, w + 2, c]
     return torch.cat([padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], 3).flatten(0, 2)
-
-
-def _input_gradient(gradient: Tensor, weight: Tensor, padding: int = 0) -> Tensor:
-    """A convolution's, computed in contiguous memory."""
-    plain = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=padding)
-    return plain.contiguous(memory_format=torch.channels_last)
-
-
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What autocast makes of a convolution's tensors, for a function that it does not know."""
-    kind = _computed_in(x)
-    return x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
 
 
 def _computed_in(x: Tensor) -> torch.dtype:
@@ -154,28 +143,22 @@ C = TypeVar("C", bound=nn.Conv2d)
 
 def use_for_few_channels(model: SimpleCNN, *, pairs: bool) -> None:
     """Make a ``FilledConv2d``, with or without ``pairs``, and a ``BackwardConv2d`` of the network's convolutions."""
-    _use(model, "conv1", FilledConv2d).pairs = pairs
-    _use(model, "conv2", BackwardConv2d)
+    _become(model.conv1, FilledConv2d).pairs = pairs
+    _become(model.conv2, BackwardConv2d)
 
 
 def use_for_small_maps(model: nn.Module, windows: Windows) -> bool:
     """Make a ``SmallConv2d`` of each 3 x 3 convolution with padding 1 and nothing special; whether there was one."""
-    found = False
-    for name, layer in list(model.named_modules()):
-        if type(layer) is not nn.Conv2d:
-            continue
-        window = (layer.kernel_size, layer.padding, layer.stride, layer.dilation)
-        if window == ((3, 3), (1, 1), (1, 1), (1, 1)) and layer.groups == 1 and layer.padding_mode == "zeros":
-            _use(model, name, SmallConv2d).windows = windows
-            found = True
-    return found
+    kind = attrgetter("kernel_size", "padding", "stride", "dilation", "groups", "padding_mode")
+    vggs = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+    small = [layer for layer in model.modules() if type(layer) is nn.Conv2d and kind(layer) == vggs]
+    for layer in small:
+        _become(layer, SmallConv2d).windows = windows
+    return bool(small)
 
 
-def _use(model: nn.Module, name: str, kind: type[C]) -> C:
-    """Make a ``kind`` of the convolution ``name`` of ``model``, with the same parameters."""
-    old = model.get_submodule(name)
-    assert isinstance(old, nn.Conv2d)
-    new: C = nn.utils.skip_init(kind, old.in_channels, old.out_channels, old.kernel_size, padding=old.padding)
-    new.weight, new.bias = old.weight, old.bias
-    model.set_submodule(name, new)
-    return new
+def _become(layer: nn.Conv2d, kind: type[C]) -> C:
+    """``layer``, with the parameters it has, as a ``kind``."""
+    layer.__class__ = kind
+    assert isinstance(layer, kind)
+    return layer
