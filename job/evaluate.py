@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
-    found = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
-    source = group.from_rank_zero(found[1] if found else "")
-    model = found[0] if found else restored.build(settings, dataset.classes)
+    own = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
+    model, source = own or (restored.build(settings, dataset.classes), "")
+    source = group.from_rank_zero(source)
     model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
     predictions = predict(model, batches, part.labels[part.indices], group)

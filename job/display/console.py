@@ -84,7 +84,7 @@ class Console:
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int | None, unit: str, done: int = 0, beyond: int = 0) -> Iterator[Advance]:
-        """A bar for ``total`` things of ``unit``; yields what is told how many more are done, and what to note beside it.
+        """A bar for ``total`` things of ``unit``; yields what is told how many more are done, and a note beside it.
 
         ``done`` of ``total`` were there before. The time left is to the end of ``beyond`` more after ``total`` as well.
         """
