@@ -120,13 +120,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
-    offline = dataclasses.replace(settings.data, download=False)
-    dataset = _look(
-        checks,
-        "data",
-        lambda: datasets.load(offline, settings.train.seed, log=lambda line: None),
-        lambda dataset: f"{dataset}, verified",
-    )
+    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     classes, image_size = (len(dataset.classes), dataset.image_size) if dataset else (10, 32)
     model = _look(checks, "model", lambda: _model(settings, shape, classes, image_size), partial(_in_words, settings))
     if dataset is not None:

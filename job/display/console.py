@@ -42,8 +42,8 @@ class Console:
         with contextlib.suppress(AttributeError):  # a class name that the terminal has no letters for stops nothing
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         self._screen = RichConsole(quiet=quiet, width=width, highlight=False, soft_wrap=False)
-        self._log: TextIO | None = None
-        self._early: list[str] = []
+        self._early = io.StringIO()
+        self._log: TextIO = self._early
 
     def log_to(self, path: Path) -> None:
         """Append all that was said, and will be, to ``path``. Logging is given up, and said, when the disk is full."""
@@ -51,11 +51,12 @@ class Console:
             return
         with contextlib.suppress(OSError):
             self._log = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the process)
-        for line in self._early:
-            self._to_log(line)
+            self._log.write(self._early.getvalue())
 
     def say(self, text: str, style: str = "") -> None:
         """One line."""
+        if self._quiet:
+            return
         self._screen.print(Text(text, style=style), soft_wrap=True)
         self._to_log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
@@ -113,11 +114,6 @@ class Console:
             yield advance
 
     def _to_log(self, line: str) -> None:
-        if self._quiet:
-            return
-        if self._log is None:
-            self._early.append(line)
-            return
         # A log that cannot be written is no reason to stop: the screen still has it.
         with contextlib.suppress(OSError):
             self._log.write(line + "\n")
