@@ -122,14 +122,14 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     _look(checks, "processes", lambda: _processes(settings, shape))
     load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
-    classes, image_size = (len(dataset.classes), dataset.image_size) if dataset else (10, 32)
-    model = _look(checks, "model", lambda: _model(settings, shape, classes, image_size), partial(_in_words, settings))
+    classes = len(dataset.classes) if dataset else 10
+    model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))
     if dataset is not None:
         _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
     if model is not None:
         size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
         place = next(parent for parent in (path, *path.parents) if parent.exists())
-        _look(checks, "memory", lambda: _memory(settings, shape, model, image_size))
+        _look(checks, "memory", lambda: _memory(settings, shape, model))
         _look(checks, "run directory", lambda: _directory(path, place, settings.checkpoint.keep, size))
         _look(checks, "time to save", lambda: _save_time(place, name, size))
     return checks
@@ -185,13 +185,14 @@ def _processes(settings: Config, shape: Shape) -> str:
     return f"{shape.world_size} on {kind}s, {batch // shape.world_size} of the global batch of {batch} each"
 
 
-def _model(settings: Config, shape: Shape, classes: int, image_size: int) -> nn.Module:
+def _model(settings: Config, shape: Shape, classes: int) -> nn.Module:
     """The model as it would be trained, with the weights that it would start from."""
     import torch
 
-    model = registry.build(settings.model, classes=classes, image_size=image_size, seed=settings.train.seed)
+    size, device = settings.data.image_size, torch.device("cuda" if shape.on_gpus(settings) else "cpu")
+    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
     weights.pretrained(settings.model, model, download=False)
-    form.fast(model, settings, image_size=image_size, device=torch.device("cuda" if shape.on_gpus(settings) else "cpu"))
+    form.fast(model, settings, image_size=size, device=device)
     return model
 
 
@@ -211,11 +212,11 @@ def _plan(settings: Config, images: int) -> str:
     )
 
 
-def _memory(settings: Config, shape: Shape, model: nn.Module, image_size: int) -> str:
+def _memory(settings: Config, shape: Shape, model: nn.Module) -> str:
     import torch
 
     images = settings.train.batch_size // shape.world_size // settings.train.gradient_accumulation
-    parts = memory_bytes(settings, model, max(1, images), image_size)
+    parts = memory_bytes(settings, model, max(1, images), settings.data.image_size)
     total = sum(parts.values())
     detail = f"about {readable(total)} a process: " + ", ".join(f"{k} {readable(v)}" for k, v in parts.items() if v)
     if not (shape.gpus and torch.cuda.is_available()):
@@ -256,9 +257,8 @@ def _save_time(place: Path, name: str, size: int) -> str:
     lead = signal_lead(REPOSITORY / "slurm" / f"{name}.sh")
     if lead is None:
         return f"{detail}; the job stops by itself in time"
-    return _sound(
-        lead >= needed, f"{detail}; slurm/{name}.sh is warned {lead} s before its end and wants {needed:.0f} s"
-    )
+    detail += f"; slurm/{name}.sh is warned {lead} s before its end and wants {needed:.0f} s"
+    return _sound(lead >= needed, detail)
 
 
 def signal_lead(script: Path) -> int | None:

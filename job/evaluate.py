@@ -15,16 +15,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
 from job.distributed import ending
 from job.distributed.group import start
 from job.runs import restored
-
-if TYPE_CHECKING:
-    from job.runs.records import Evaluation
+from job.runs.files import write_whole
 
 SPLITS = ("test", "validation", "train")
 
@@ -60,17 +57,16 @@ def main(argv: list[str]) -> int:
     assert predictions is not None
     result = metrics.report(predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source)
     console.result(result)
-    group.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=group.is_rank_zero)
-    console.say(f"wrote {run / f'evaluation-{split}.json'}")
+    path = run / f"evaluation-{split}.json"
+    group.guarded(lambda: _write(path, json.dumps(result, indent=1) + "\n"), on=group.is_rank_zero)
+    console.say(f"wrote {path}")
     group.close()
     return 0
 
 
-def _write(path: Path, result: Evaluation) -> None:
-    from job.runs.files import write_whole
-
+def _write(path: Path, text: str) -> None:
     try:
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})", "evaluate a copy of the run") from None
 

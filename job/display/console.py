@@ -41,7 +41,7 @@ class Console:
         width = None if RichConsole().is_terminal or "COLUMNS" in os.environ else PLAIN_WIDTH
         with contextlib.suppress(AttributeError):  # a class name that the terminal has no letters for stops nothing
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self._screen = RichConsole(quiet=quiet, width=width, highlight=False, soft_wrap=False)
+        self._screen = RichConsole(quiet=quiet, width=width, highlight=False)
         self._early = io.StringIO()
         self._log: TextIO = self._early
 
@@ -108,9 +108,9 @@ class Console:
         words = TextColumn("{task.fields[words]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), words)
         drawn = self._screen.is_terminal and not self._quiet
-        bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4, disable=not drawn)
+        bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4)
         task = bars.add_task(description, total=total, completed=done, words="")
-        with bars:
+        with bars if drawn else contextlib.nullcontext():
             yield advance
 
     def _to_log(self, line: str) -> None:

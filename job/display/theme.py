@@ -75,10 +75,10 @@ def style() -> AbstractContextManager[None]:
     return rc_context(settings)
 
 
-def to_png(figure: Figure, dpi: int = 160) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """The figure as the content of a PNG file, on white."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    figure.savefig(file, format="png", dpi=160)
     figure.set_layout_engine("none")  # what was laid out once need not be again for the page
     return file.getvalue()
 
