@@ -16,22 +16,31 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from job.config import command_line
 from job.config.errors import BAD_INPUT, UserError, first_line
 from job.config.settings import REPOSITORY, Config
+from job.data import datasets
 from job.distributed import launcher
+from job.models import registry, weights
+from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
 from job.runs.directory import choose
+from job.training.optimizers import learning_rate
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import nn
 
-    from job.data.datasets import Dataset
+Result = TypeVar("Result")
 
+STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
 SIGNAL_MARGIN = 30
 """seconds beside two saves that a job wants between the warning and the end, for the step it is in and for Slurm"""
 
@@ -50,6 +59,9 @@ class Shape:
     def world_size(self) -> int:
         return self.nodes * self.processes
 
+    def on_gpus(self, settings: Config) -> bool:
+        return self.gpus > 0 and settings.runtime.device != "cpu"
+
 
 @dataclass(frozen=True)
 class Check:
@@ -60,6 +72,10 @@ class Check:
     detail: str
 
 
+class Note(str):
+    """What stops nothing and should be known."""
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
     options, rest = command_line.take_options(argv, "nodes", "gpus-per-node")
@@ -68,15 +84,16 @@ def main(argv: Sequence[str]) -> int:
     settings = command_line.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
     name = command_line.config_name(rest)
-    asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
     checks = preflight(settings, shape, name)
     if shutil.which("sbatch") and not launcher.under_slurm():
-        checks.append(_guarded("Slurm", lambda: _request(asked, name)))
-
-    from rich.console import Console
-
+        asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
+        _look(checks, "Slurm", lambda: _request(asked, name))
+    title = f"{name} with {shape.nodes} x {shape.processes} processes"
+    table = Table("check", "verdict", "what was found", title=title, title_justify="left", title_style="bold")
+    for check in checks:
+        table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), Text(check.detail))
     console = Console(highlight=False, width=None if os.isatty(1) else 120)
-    console.print(table(checks, f"{name} with {shape.nodes} x {shape.processes} processes"))
+    console.print(table)
     problems = sum(check.verdict == "problem" for check in checks)
     console.print(f"not ready: {problems} problem{'s' * (problems > 1)} to mend" if problems else "ready to submit")
     return BAD_INPUT if problems else 0
@@ -86,20 +103,13 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
     """The shape asked for, else the allocation's, else this machine's."""
     import torch
 
-    def number(option: str, given: str | None, otherwise: int) -> int:
-        if given is None:
-            return otherwise
-        if not given.isdigit():
-            raise UserError(f"--{option} {given}", "must be a whole number")
-        return int(given)
-
+    for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node)):
+        if value is not None and not value.isdigit():
+            raise UserError(f"--{option} {value}", "must be a whole number")
     given = launcher.allocation()
-    gpus = number("gpus-per-node", gpus_per_node, given.gpus or torch.cuda.device_count())
-    shape = Shape(
-        nodes=number("nodes", nodes, given.nodes or 1),
-        processes=(given.local_world_size if gpus_per_node is None else None) or max(1, gpus),
-        gpus=gpus,
-    )
+    gpus = int(gpus_per_node or given.gpus or torch.cuda.device_count())
+    processes = (given.local_world_size if gpus_per_node is None else None) or max(1, gpus)
+    shape = Shape(nodes=int(nodes or given.nodes or 1), processes=processes, gpus=gpus)
     if shape.nodes < 1:
         raise UserError(f"--nodes {nodes}", "must be at least 1")
     return shape
@@ -107,65 +117,35 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
 
 def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     """Every check, in the order in which a job would meet them. ``name`` is the configuration's."""
-    checks = [_guarded("software", _software), _guarded("processes", lambda: _processes(settings, shape))]
-    dataset: Dataset | None = None
-    model: nn.Module | None = None
-
-    def load() -> str:
-        nonlocal dataset
-        from job.data import datasets
-
-        offline = dataclasses.replace(settings.data, download=False)
-        dataset = datasets.load(offline, settings.train.seed, log=lambda line: None)
-        return f"{dataset}, verified"
-
-    def build() -> str:
-        nonlocal model
-        import torch
-
-        from job.models import registry, weights
-        from job.models.fast import form
-
-        classes, size = (len(dataset.classes), dataset.image_size) if dataset else (10, 32)
-        model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-        weights.pretrained(settings.model, model, download=False)
-        source = settings.model.weights or "random"
-        device = "cuda" if shape.gpus and settings.runtime.device != "cpu" else "cpu"
-        form.fast(model, settings, image_size=size, device=torch.device(device))
-        return f"{settings.model.name}, {registry.count_parameters(model):,} parameters, weights: {source}"
-
-    checks += [_guarded("data", load), _guarded("model", build)]
+    checks: list[Check] = []
+    _look(checks, "software", _software)
+    _look(checks, "processes", lambda: _processes(settings, shape))
+    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
+    classes = len(dataset.classes) if dataset else 10
+    model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))
     if dataset is not None:
-        checks.append(_guarded("plan", lambda: _plan(settings, shape, len(dataset.train))))
+        _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
     if model is not None:
-        size = checkpoint_bytes(settings, model)
-        image_size = dataset.image_size if dataset else 32
-        checks.append(_guarded("memory", lambda: _memory(settings, shape, model, image_size)))
-        checks.append(_guarded("run directory", lambda: _directory(settings, name, size)))
-        checks.append(_guarded("time to save", lambda: _save_time(settings, name, size)))
+        size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
+        place = next(parent for parent in (path, *path.parents) if parent.exists())
+        _look(checks, "memory", lambda: _memory(settings, shape, model))
+        _look(checks, "run directory", lambda: _directory(path, place, settings.checkpoint.keep, size))
+        _look(checks, "time to save", lambda: _save_time(place, name, size))
     return checks
 
 
-def table(checks: Sequence[Check], title: str) -> Table:
-    """The checks as a table."""
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=title, title_justify="left", title_style="bold")
-    for column in ("check", "verdict", "what was found"):
-        shown.add_column(column)
-    styles = {"ok": "green", "note": "yellow", "problem": "red"}
-    for check in checks:
-        shown.add_row(check.name, Text(check.verdict, style=styles[check.verdict]), Text(check.detail))
-    return shown
-
-
-def _guarded(name: str, work: Callable[[], str | Check]) -> Check:
+def _look(
+    checks: list[Check], name: str, work: Callable[[], Result], words: Callable[[Result], str] = str
+) -> Result | None:
+    """Add what ``work`` comes to, or why it cannot, to ``checks``."""
     try:
-        found = work()
+        result = work()
     except UserError as error:
-        return Check(name, "problem", str(error))
-    return found if isinstance(found, Check) else Check(name, "ok", found)
+        checks.append(Check(name, "problem", str(error)))
+        return None
+    checks.append(Check(name, "note" if isinstance(result, Note) else "ok", words(result)))
+    return result
 
 
 def _software() -> str:
@@ -195,19 +175,33 @@ def _processes(settings: Config, shape: Shape) -> str:
             f"the launch has {asked} processes and the allocation room for {shape.world_size}",
             "launch through slurm/*.sh, which counts them",
         )
-    if launcher.under_slurm() and shape.gpus > torch.cuda.device_count() and settings.runtime.device != "cpu":
+    if launcher.under_slurm() and shape.on_gpus(settings) and shape.gpus > torch.cuda.device_count():
         raise UserError(
             f"{shape.gpus} GPUs are allocated on this node and torch sees {torch.cuda.device_count()}",
             "check nvidia-smi and that torch is a CUDA build, or give --runtime.device cpu",
         )
-    kind = "GPU" if shape.gpus and settings.runtime.device != "cpu" else "CPU"
+    kind = "GPU" if shape.on_gpus(settings) else "CPU"
     batch = settings.train.batch_size
     return f"{shape.world_size} on {kind}s, {batch // shape.world_size} of the global batch of {batch} each"
 
 
-def _plan(settings: Config, shape: Shape, images: int) -> str:
-    from job.training.optimizers import learning_rate
+def _model(settings: Config, shape: Shape, classes: int) -> nn.Module:
+    """The model as it would be trained, with the weights that it would start from."""
+    import torch
 
+    size, device = settings.data.image_size, torch.device("cuda" if shape.on_gpus(settings) else "cpu")
+    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+    weights.pretrained(settings.model, model, download=False)
+    form.fast(model, settings, image_size=size, device=device)
+    return model
+
+
+def _in_words(settings: Config, model: nn.Module) -> str:
+    count, source = registry.count_parameters(model), settings.model.weights or "random"
+    return f"{settings.model.name}, {count:,} parameters, weights: {source}"
+
+
+def _plan(settings: Config, images: int) -> str:
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)
     peak = settings.optimizer.learning_rate
@@ -218,40 +212,34 @@ def _plan(settings: Config, shape: Shape, images: int) -> str:
     )
 
 
-def _memory(settings: Config, shape: Shape, model: nn.Module, image_size: int) -> Check:
+def _memory(settings: Config, shape: Shape, model: nn.Module) -> str:
     import torch
 
     images = settings.train.batch_size // shape.world_size // settings.train.gradient_accumulation
-    parts = memory_bytes(settings, model, max(1, images), image_size)
+    parts = memory_bytes(settings, model, max(1, images), settings.data.image_size)
     total = sum(parts.values())
     detail = f"about {readable(total)} a process: " + ", ".join(f"{k} {readable(v)}" for k, v in parts.items() if v)
     if not (shape.gpus and torch.cuda.is_available()):
-        return Check("memory", "ok", detail)
+        return detail
     room = torch.cuda.get_device_properties(0).total_memory
+    detail += f"; the device has {readable(room)}"
     if total > room:
-        mend = "lower train.batch_size, raise train.gradient_accumulation, or use more processes"
-        return Check("memory", "problem", f"{detail}; the device has {readable(room)}: {mend}")
-    return Check("memory", "note" if total > 0.8 * room else "ok", f"{detail}; the device has {readable(room)}")
+        raise UserError(detail, "lower train.batch_size, raise train.gradient_accumulation, or use more processes")
+    return Note(detail) if total > 0.8 * room else detail
 
 
-def _directory(settings: Config, name: str, size: int) -> Check:
-    path = choose(settings.run.dir, launcher.run_name(name), same_job=True)
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{existing} cannot be written", "name another run directory with --run.dir")
-    free = shutil.disk_usage(existing).free
-    # One more than are kept while the newest is written, and the final weights.
-    needed = (settings.checkpoint.keep + 2) * size
-    detail = (
-        f"{path}: {readable(free)} free, {readable(needed)} needed for {settings.checkpoint.keep} checkpoints and one"
-    )
-    return Check("run directory", "ok" if free >= needed else "problem", f"{detail} more ({readable(size)} each)")
+def _directory(path: Path, place: Path, keep: int, size: int) -> str:
+    """Whether there is room at ``place``, the part of ``path`` that is there already, for checkpoints of ``size``."""
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} cannot be written", "name another run directory with --run.dir")
+    free = shutil.disk_usage(place).free
+    needed = (keep + 2) * size  # one more than are kept while the newest is written, and the final weights
+    room = f"{path}: {readable(free)} free, {readable(needed)} needed"
+    return _sound(free >= needed, f"{room} for {keep} checkpoints and one more ({readable(size)} each)")
 
 
-def _save_time(settings: Config, name: str, size: int) -> Check:
+def _save_time(place: Path, name: str, size: int) -> str:
     """Compare a save, measured with a small one, with the warning that the sbatch script asks Slurm for."""
-    path = choose(settings.run.dir, launcher.run_name(name), same_job=True)
-    place = next(parent for parent in (path, *path.parents) if parent.exists())
     probe, block = place / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
     began = time.monotonic()
     try:
@@ -268,28 +256,32 @@ def _save_time(settings: Config, name: str, size: int) -> Check:
     detail = f"about {seconds:.1f} s a checkpoint of {readable(size)}"
     lead = signal_lead(REPOSITORY / "slurm" / f"{name}.sh")
     if lead is None:
-        return Check("time to save", "ok", f"{detail}; the job stops by itself in time")
+        return f"{detail}; the job stops by itself in time"
     detail += f"; slurm/{name}.sh is warned {lead} s before its end and wants {needed:.0f} s"
-    return Check("time to save", "ok" if lead >= needed else "problem", detail)
+    return _sound(lead >= needed, detail)
 
 
 def signal_lead(script: Path) -> int | None:
     """Seconds between the warning that ``script`` asks Slurm for and its end; None when it asks for none."""
-    try:
-        found = re.search(r"^#SBATCH\s+--signal[= ]\S*?@(\d+)", script.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found[1]) if found else None
+    text = script.read_text() if script.is_file() else ""
+    match = re.search(r"^#SBATCH\s+--signal[= ]\S*?@(\d+)", text, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
-def _request(options: list[str], name: str) -> Check:
+def _request(options: list[str], name: str) -> str:
     """Ask Slurm whether it would take the job."""
     script = REPOSITORY / "slurm" / f"{name}.sh"
     if not script.exists():
-        return Check("Slurm", "note", f"there is no slurm/{name}.sh to ask about")
+        return Note(f"there is no slurm/{name}.sh to ask about")
     if subprocess.run(["sinfo", "--noheader"], capture_output=True).returncode:
-        return Check("Slurm", "note", "no cluster answers this machine")
+        return Note("no cluster answers this machine")
     asked = subprocess.run(["sbatch", "--test-only", *options, script], capture_output=True, text=True)
     said = " ".join(asked.stderr.split()).removeprefix("sbatch: ")
-    line = " ".join(["sbatch", *options, f"slurm/{name}.sh"])
-    return Check("Slurm", "problem" if asked.returncode else "ok", f"{line}: {said}")
+    return _sound(asked.returncode == 0, f"{' '.join(['sbatch', *options, f'slurm/{name}.sh'])}: {said}")
+
+
+def _sound(fine: bool, detail: str) -> str:
+    """``detail``, which is a problem unless things are ``fine``."""
+    if not fine:
+        raise UserError(detail)
+    return detail

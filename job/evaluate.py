@@ -15,16 +15,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
-from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
 from job.distributed import ending
 from job.distributed.group import start
 from job.runs import restored
-
-if TYPE_CHECKING:
-    from job.runs.records import Evaluation
+from job.runs.files import write_whole
 
 SPLITS = ("test", "validation", "train")
 
@@ -51,26 +48,25 @@ def main(argv: list[str]) -> int:
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
-    found = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
-    source = group.from_rank_zero(found[1] if found else "")
-    model = found[0] if found else restored.build(settings, dataset.classes)
+    own = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
+    model, source = own or (restored.build(settings, dataset.classes), "")
+    source = group.from_rank_zero(source)
     model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
     predictions = predict(model, batches, part.labels[part.indices], group)
     assert predictions is not None
     result = metrics.report(predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source)
     console.result(result)
-    group.guarded(lambda: _write(run / f"evaluation-{split}.json", result), on=group.is_rank_zero)
-    console.say(f"wrote {run / f'evaluation-{split}.json'}")
+    path = run / f"evaluation-{split}.json"
+    group.guarded(lambda: _write(path, json.dumps(result, indent=1) + "\n"), on=group.is_rank_zero)
+    console.say(f"wrote {path}")
     group.close()
     return 0
 
 
-def _write(path: Path, result: Evaluation) -> None:
-    from job.runs.files import write_whole
-
+def _write(path: Path, text: str) -> None:
     try:
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})", "evaluate a copy of the run") from None
 

@@ -22,16 +22,15 @@ def main(argv: list[str]) -> int:
 
     from job.data import datasets
     from job.display.console import Console
-    from job.models import registry, weights
+    from job.models import weights
+    from job.runs import restored
 
     console = Console()
     dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
     console.say(f"{dataset}, verified")
     path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:
-        size = dataset.image_size
-        model = registry.build(settings.model, classes=len(dataset.classes), image_size=size, seed=settings.train.seed)
-        weights.pretrained(settings.model, model, download=False)
+        weights.pretrained(settings.model, restored.build(settings, dataset.classes), download=False)
         console.say(f"weights {path}: fit {settings.model.name}")
     console.say("ready: training needs no network now")
     return 0

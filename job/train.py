@@ -19,7 +19,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from job.config.errors import FAILED, FailedError, first_line
+from job.config.errors import FAILED, PREEMPTED, FailedError, StoppedEarlyError, UserError, first_line
 from job.distributed.preemption import SIGNALS, Preemption
 
 if __name__ == "__main__":  # what comes before the handlers stand waits for them
@@ -29,7 +29,6 @@ import time
 from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.errors import PREEMPTED, StoppedEarlyError, UserError
 from job.config.settings import Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
@@ -38,7 +37,6 @@ from job.runs.directory import RunDirectory, choose, leave_failure
 if TYPE_CHECKING:
     from job.display.console import Console
     from job.evaluation.predictions import Predictions
-    from job.runs.directory import RunDirectory
     from job.runs.records import Evaluation
     from job.training.trainer import Trainer
 
@@ -69,9 +67,10 @@ def main(argv: list[str]) -> int:
     directory = group.guarded(lambda: _open(settings, argv), on=group.is_rank_zero)
     path, finished = group.from_rank_zero((directory.path, directory.result) if directory else (Path(), None))
     if finished and finished["epochs"] == settings.train.epochs:
-        if directory is not None and not (directory.path / "report.html").exists():
-            _report(directory, console)
-        _show(finished, console, directory)
+        if directory is not None:
+            if not (path / "report.html").exists():
+                _report(directory, console)
+            _show(finished, console, path)
         group.close()
         return 0
     try:
@@ -131,26 +130,16 @@ def _train(
         if directory is not None and tracks is not None and result is not None:
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
-            _show(result, console, directory)
+            _show(result, console, directory.path)
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
     """Write the final weights, the predictions and, last, the result that makes this a finished run."""
-    try:
-        return _write_results(trainer, directory, predictions)
-    except OSError as error:
-        raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
-
-
-def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
     from job.evaluation import metrics, samples
     from job.models import registry
     from job.runs import files
 
     dataset = trainer.dataset
-    files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
-    predictions.save(directory.path)
-    samples.keep(directory.path, dataset.test, predictions)
     result = metrics.report(
         predictions,
         dataset.classes,
@@ -162,7 +151,13 @@ def _write_results(trainer: Trainer, directory: RunDirectory, predictions: Predi
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
     )
-    directory.finish(result)
+    try:
+        files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
+        predictions.save(directory.path)
+        samples.keep(directory.path, dataset.test, predictions)
+        directory.finish(result)
+    except OSError as error:
+        raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
     return result
 
 
@@ -176,12 +171,11 @@ def _report(directory: RunDirectory, console: Console) -> None:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
-def _show(result: Evaluation, console: Console, directory: RunDirectory | None) -> None:
-    if directory is not None:
-        console.result(result)
-        for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
-            if (directory.path / name).exists():
-                console.say(f"wrote {directory.path / name}")
+def _show(result: Evaluation, console: Console, path: Path) -> None:
+    console.result(result)
+    for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
+        if (path / name).exists():
+            console.say(f"wrote {path / name}")
 
 
 def _ended(

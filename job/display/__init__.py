@@ -1,1 +1,5 @@
-"""What people see."""
+"""What people see.
+
+Others use console: Console, plain_table; text: duration, percent, decimals; run_page: write; comparison_page: Table,
+html, markdown, tables.
+"""

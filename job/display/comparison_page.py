@@ -28,12 +28,9 @@ class Table(NamedTuple):
 
 def tables(comparison: Record) -> list[Table]:
     """All tables of the content of ``comparison.json``."""
-    shown = [_runs(comparison["runs"])]
-    if comparison["repetitions"]:
-        shown.append(_repetitions(comparison["repetitions"]))
-    if comparison["pairs"]:
-        shown.append(_pairs(comparison["pairs"]))
-    return [*shown, _classes(comparison)]
+    runs, repetitions, pairs = (comparison[part] for part in ("runs", "repetitions", "pairs"))
+    shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs), _classes(comparison)]
+    return [table for table in shown if table.rows]
 
 
 def html(comparison: Record, runs: Sequence[Finished]) -> str:
@@ -67,7 +64,7 @@ def markdown(comparison: Record, runs: Sequence[Finished]) -> str:
 
 def _table(name: str, caption: str, rows: list[dict[str, str]], note: str = "") -> Table:
     """A table of rows that have the same keys: these are its head."""
-    return Table(name, caption, list(rows[0]), [list(row.values()) for row in rows], note)
+    return Table(name, caption, list(rows[0] if rows else []), [list(row.values()) for row in rows], note)
 
 
 def _where(one: Finished) -> str:

@@ -41,9 +41,9 @@ class Console:
         width = None if RichConsole().is_terminal or "COLUMNS" in os.environ else PLAIN_WIDTH
         with contextlib.suppress(AttributeError):  # a class name that the terminal has no letters for stops nothing
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self._screen = RichConsole(quiet=quiet, width=width, highlight=False, soft_wrap=False)
-        self._log: TextIO | None = None
-        self._early: list[str] = []
+        self._screen = RichConsole(quiet=quiet, width=width, highlight=False)
+        self._early = io.StringIO()
+        self._log: TextIO = self._early
 
     def log_to(self, path: Path) -> None:
         """Append all that was said, and will be, to ``path``. Logging is given up, and said, when the disk is full."""
@@ -51,11 +51,12 @@ class Console:
             return
         with contextlib.suppress(OSError):
             self._log = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the process)
-        for line in self._early:
-            self._to_log(line)
+            self._log.write(self._early.getvalue())
 
     def say(self, text: str, style: str = "") -> None:
         """One line."""
+        if self._quiet:
+            return
         self._screen.print(Text(text, style=style), soft_wrap=True)
         self._to_log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
@@ -84,7 +85,7 @@ class Console:
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int | None, unit: str, done: int = 0, beyond: int = 0) -> Iterator[Advance]:
-        """A bar for ``total`` things of ``unit``; yields what is told how many more are done, with a note to show.
+        """A bar for ``total`` things of ``unit``; yields what is told how many more are done, and a note beside it.
 
         ``done`` of ``total`` were there before. The time left is to the end of ``beyond`` more after ``total`` as well.
         """
@@ -107,17 +108,12 @@ class Console:
         words = TextColumn("{task.fields[words]}")
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), words)
         drawn = self._screen.is_terminal and not self._quiet
-        bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4, disable=not drawn)
+        bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4)
         task = bars.add_task(description, total=total, completed=done, words="")
-        with bars:
+        with bars if drawn else contextlib.nullcontext():
             yield advance
 
     def _to_log(self, line: str) -> None:
-        if self._quiet:
-            return
-        if self._log is None:
-            self._early.append(line)
-            return
         # A log that cannot be written is no reason to stop: the screen still has it.
         with contextlib.suppress(OSError):
             self._log.write(line + "\n")

@@ -170,11 +170,10 @@ def confusion(result: Evaluation) -> Figure:
     return figure
 
 
-def grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, bool]], columns: int = 8) -> Figure:
+def grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, bool]]) -> Figure:
     """Images [H, W, 3], each over a caption of two lines and whether it tells of a right answer."""
-    columns = max(1, min(columns, len(images)))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.25 * columns, 1.72 * max(rows, 1)))
+    columns, rows = min(8, len(images)), math.ceil(len(images) / 8)
+    figure = Figure(figsize=(1.25 * columns, 1.72 * rows))
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -183,7 +182,7 @@ def grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, bool
         axes.imshow(image, extent=(x, x + 1.05, y + 1.05, y), interpolation="nearest")
         color = LIGHT["ink"] if right else LIGHT["wrong"]
         axes.text(x + 0.525, y + 1.12, caption, fontsize=7.5, ha="center", va="top", color=color)
-    axes.set(xlim=(0, 1.25 * columns), ylim=(1.72 * max(rows, 1), 0))
+    axes.set(xlim=(0, 1.25 * columns), ylim=(1.72 * rows, 0))
     axes.set_aspect("auto")
     return figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,8 +79,6 @@ def write(path: Path) -> Path:
         heat=_heat(result["confusion_matrix"]) if result and few else [],
         heat_image="" if few or not result else _embedded(pngs["confusion_matrix"]),
         shown=shown,
-        again=_again(run),
-        given=shlex.join(run.environment.get("command", [])),
         config=(path / "config.yaml").read_text(),
     )
     write_whole(page, html)
@@ -121,14 +118,6 @@ def _heat(counts: list[list[int]]) -> list[list[tuple[int, float, str, str]]]:
         return count, share, light, dark
 
     return [list(map(cell, *row)) for row in zip(counts, shares.tolist(), strict=True)]
-
-
-def _again(run: Run) -> str:
-    """The commands that repeat the run."""
-    world_size, commit = run.environment.get("world_size", 1), run.environment.get("git_commit")
-    launch = "python" if world_size == 1 else f"accelerate launch -q --num_processes {world_size}"
-    options = ["--config", str(run.path / "config.yaml"), "--run.dir", f"runs/{run.name}-again"]
-    return (f"git checkout {commit}\n" if commit else "") + f"{launch} job/train.py {shlex.join(options)}"
 
 
 def _embedded(png: bytes) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
-from collections.abc import Iterator
+import shlex
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,21 @@ from matplotlib.figure import Figure
 
 from job.display import text
 
-LIGHT = {
-    "paper": "#ffffff",
-    "panel": "#f5f6f8",
-    "ink": "#15181c",
-    "muted": "#586170",
-    "rule": "#d8dce2",
-    "accent": "#1d5fbf",
-    "second": "#a9500c",
-    "heat": "#0f4aa0",
-    "right": "#1a7343",
-    "wrong": "#b3261e",
+_COLORS = {
+    "paper": ("#ffffff", "#111418"),
+    "panel": ("#f5f6f8", "#1a1e24"),
+    "ink": ("#15181c", "#e9ebee"),
+    "muted": ("#586170", "#a3abb7"),
+    "rule": ("#d8dce2", "#343b45"),
+    "accent": ("#1d5fbf", "#82b4ff"),
+    "second": ("#a9500c", "#f2a766"),
+    "heat": ("#0f4aa0", "#8fbcff"),
+    "right": ("#1a7343", "#6cc795"),
+    "wrong": ("#b3261e", "#ff8f86"),
 }
-DARK = {
-    "paper": "#111418",
-    "panel": "#1a1e24",
-    "ink": "#e9ebee",
-    "muted": "#a3abb7",
-    "rule": "#343b45",
-    "accent": "#82b4ff",
-    "second": "#f2a766",
-    "heat": "#8fbcff",
-    "right": "#6cc795",
-    "wrong": "#ff8f86",
-}
-"""Colours by role; blue and orange are told apart with any kind of colour vision. Contrast of text is 4.5 or more."""
+"""By role, on light and on dark; blue and orange are told apart with any kind of colour vision. Contrast of text is 4.5
+or more."""
+LIGHT, DARK = ({role: pair[i] for role, pair in _COLORS.items()} for i in (0, 1))
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
@@ -51,10 +41,9 @@ FILTERS = (
 """what a template may put a value through"""
 
 
-@contextlib.contextmanager
-def style() -> Iterator[None]:
+def style() -> AbstractContextManager[None]:
     """matplotlib's settings for drawing and saving every figure here."""
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "axes.axisbelow": True,
         "axes.edgecolor": LIGHT["rule"],
         "axes.grid": True,
@@ -83,14 +72,13 @@ def style() -> Iterator[None]:
         "ytick.color": LIGHT["muted"],
         "ytick.major.size": 0,
     }
-    with rc_context(settings):  # type: ignore[arg-type]
-        yield
+    return rc_context(settings)
 
 
-def to_png(figure: Figure, dpi: int = 160) -> bytes:
+def to_png(figure: Figure) -> bytes:
     """The figure as the content of a PNG file, on white."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    figure.savefig(file, format="png", dpi=160)
     figure.set_layout_engine("none")  # what was laid out once need not be again for the page
     return file.getvalue()
 
@@ -124,8 +112,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for word in FILTERS:
-        environment.filters[word.__name__] = word
+    environment.filters |= {word.__name__: word for word in FILTERS} | {"typed": shlex.join}
     return environment.get_template(template).render(values, light=LIGHT, dark=DARK)
 
 
