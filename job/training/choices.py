@@ -50,9 +50,8 @@ class Choices:
 
 def choose(settings: Config, model: nn.Module, dataset: Dataset, group: Group) -> Choices:
     """What suits steps of ``model`` on ``dataset``, on this rank's device and with the other ranks."""
-    cuda = group.device.type == "cuda"
+    cuda, precision = group.device.type == "cuda", settings.runtime.precision
     on_device = cuda and _fits(settings, dataset, group.device)
-    precision = settings.runtime.precision
     # fp16's loss scaling looks at each step's gradient.
     needs = {"a GPU": cuda, "the images on the device": on_device, "bf16 or fp32": precision != "fp16"}
     wanted = settings.runtime.compile == "graphs"
@@ -64,12 +63,9 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, group: Group) -
         remarks += [what] if times > 1.1 else []
     on_cpus_of_one_host = not cuda and sys.platform == "linux" and 1 < group.world_size == group.local_world_size
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
+    sums = _sums(settings, model, group.world_size, at_once=graphs or shared_memory)
     return Choices(
-        images_on_device=on_device,
-        graphs=graphs,
-        sums=_sums(settings, model, group.world_size, at_once=graphs or shared_memory),
-        shared_memory=shared_memory,
-        remarks=tuple(remarks),
+        images_on_device=on_device, graphs=graphs, sums=sums, shared_memory=shared_memory, remarks=tuple(remarks)
     )
 
 

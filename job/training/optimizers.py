@@ -38,10 +38,8 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = Fa
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next step take ``rate``."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate * group["copies"])
-        else:
-            group["lr"] = rate * group["copies"]
+        scaled = rate * group["copies"]
+        group["lr"] = group["lr"].fill_(scaled) if isinstance(group["lr"], Tensor) else scaled
 
 
 def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:

@@ -85,7 +85,7 @@ class Saving:
             self.look_after(finish=True, needed=True)
 
     def record(self, step: int, line: MetricsLine | None = None) -> None:
-        """Append ``line`` to ``metrics.jsonl``, and say in ``status.json`` that optimizer step ``step`` is reached."""
+        """Say in ``status.json`` which optimizer step is reached, and append ``line`` to ``metrics.jsonl``."""
         if self._directory is not None:
             with self._writing("run directory", needed=True):
                 if line is not None:

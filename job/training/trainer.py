@@ -82,12 +82,11 @@ class Trainer:
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
         self.step = Step(settings, self.model, self.batches["train"], group, choices, self.console.warn)
-        self.optimizer = self.step.optimizer
         self.progress = Progress()
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
             tensors = group.broadcast(saved.optimizer if saved else {})
-            checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+            checkpoint.restore_optimizer(self.model, self.step.optimizer, tensors)
             if group.accelerator.scaler is not None:
                 group.accelerator.scaler.load_state_dict(state["scaler"])
         self._recent: list[tuple[Tensor, int]] = []  # loss and images of each step since the last look at losses
@@ -109,22 +108,18 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         settings, progress = self.settings.train, self.progress
-        images = len(self.dataset.train)
+        images, size = len(self.dataset.train), settings.batch_size
         self._last_line = time.monotonic()
         self.model.train()
         pieces = self.settings.parts(self.group.world_size)
         batches = self.batches["train"].training(
-            seed=settings.seed,
-            epoch=progress.epoch,
-            start=progress.images,
-            batch_size=settings.batch_size,
-            parts=pieces,
+            seed=settings.seed, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
         )
         beyond = (settings.epochs - progress.epoch) * images
         name = f"epoch {progress.epoch}/{settings.epochs}"
         with self.console.bar(name, images, "images", progress.images, beyond) as move:
             for parts in batches:
-                count = min(settings.batch_size, images - progress.images)
+                count = min(size, images - progress.images)
                 self._recent.append((self._step(parts), count))
                 progress.step += 1
                 progress.images += count
@@ -189,12 +184,7 @@ class Trainer:
         """Validate the epoch that was just trained, and go on to the next one."""
         progress, began = self.progress, time.monotonic()
         loss = progress.epoch_loss / len(self.dataset.train)
-        line: ValidationLine = {
-            "split": "validation",
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "train_loss": loss,
-        }
+        line = ValidationLine(split="validation", epoch=progress.epoch, step=progress.step, train_loss=loss)
         words = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}  train loss {loss:.4f}"
         if len(self.dataset.validation):
             predictions = self._predict("validation")
@@ -236,7 +226,7 @@ class Trainer:
             "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }
-        optimizer = checkpoint.optimizer_tensors(self.model, self.optimizer)
+        optimizer = checkpoint.optimizer_tensors(self.model, self.step.optimizer)
         return State(self.model.state_dict(), optimizer, trainer)
 
     def _stop(self) -> NoReturn:
