@@ -1,1 +1,4 @@
-"""The loop."""
+"""The loop.
+
+Others use optimizers: learning_rate; trainer: Trainer.
+"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+import timeit
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,42 +50,29 @@ class Choices:
 
 def choose(settings: Config, model: nn.Module, dataset: Dataset, group: Group) -> Choices:
     """What suits steps of ``model`` on ``dataset``, on this rank's device and with the other ranks."""
-    cuda = group.device.type == "cuda"
+    cuda, precision = group.device.type == "cuda", settings.runtime.precision
     on_device = cuda and _fits(settings, dataset, group.device)
-    precision = settings.runtime.precision
-    remarks = []
-    graphs = settings.runtime.compile == "graphs"
-    if graphs:
-        needs = {
-            "a GPU": cuda,
-            "the images on the device": on_device,
-            "bf16 or fp32": precision != "fp16",  # fp16's loss scaling looks at each step's gradient
-        }
-        lacking = [need for need, met in needs.items() if not met]
-        graphs = not lacking
-        remarks += [f"no CUDA graphs, which need {lacking[0]}"] if lacking else []
-    if precision == "bf16" and not cuda and (times := _product_seconds("bf16") / _product_seconds("fp32")) > 1.1:
-        remarks.append(f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU")
+    # fp16's loss scaling looks at each step's gradient.
+    needs = {"a GPU": cuda, "the images on the device": on_device, "bf16 or fp32": precision != "fp16"}
+    wanted = settings.runtime.compile == "graphs"
+    remarks = [f"no CUDA graphs, which need {need}" for need, met in needs.items() if wanted and not met][:1]
+    graphs = wanted and not remarks
+    if precision == "bf16" and not cuda:
+        times = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+        what = f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU"
+        remarks += [what] if times > 1.1 else []
     on_cpus_of_one_host = not cuda and sys.platform == "linux" and 1 < group.world_size == group.local_world_size
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
+    sums = _sums(settings, model, group.world_size, at_once=graphs or shared_memory)
     return Choices(
-        images_on_device=on_device,
-        graphs=graphs,
-        sums=_sums(settings, model, group.world_size, at_once=graphs or shared_memory),
-        shared_memory=shared_memory,
-        remarks=tuple(remarks),
+        images_on_device=on_device, graphs=graphs, sums=sums, shared_memory=shared_memory, remarks=tuple(remarks)
     )
 
 
-def _product_seconds(precision: Literal["bf16", "fp32"]) -> float:
+def _product_seconds(kind: torch.dtype) -> float:
     """Of the fastest of some matrix products that take less than a millisecond each."""
-    matrix = torch.ones(256, 256, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    matrix = torch.ones(256, 256, dtype=kind)
+    return min(timeit.repeat(lambda: matrix @ matrix, number=1))
 
 
 def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:

@@ -9,28 +9,27 @@ from torch import Tensor, nn
 
 from job.config.settings import Config
 from job.distributed.group import Group
+from job.training.choices import Choices
 from job.training.shared_memory import SharedRows, add_in_order
 
 
 class Exchange:
     """Collects this rank's gradients piece by piece, and gives each parameter a view of the sum over all ranks.
 
-    ``ordered``: in one fixed order, piece by piece, rank by rank. ``shared``: through memory, which takes one host with
-    all ranks. All ranks call the same methods, for as many pieces of a step.
+    As was chosen: "ordered" in one fixed order, piece by piece, rank by rank; through shared memory, which takes one
+    host with all ranks. All ranks call the same methods, for as many pieces of a step.
     """
 
-    def __init__(
-        self, settings: Config, parameters: Sequence[nn.Parameter], group: Group, *, ordered: bool, shared: bool
-    ) -> None:
-        self._parameters, self._group, self._ordered = parameters, group, ordered
+    def __init__(self, settings: Config, parameters: Sequence[nn.Parameter], group: Group, choices: Choices) -> None:
+        self._parameters, self._group, self._ordered = parameters, group, choices.sums == "ordered"
         self._half = settings.runtime.gradients == "bf16"
-        rows = settings.parts(group.world_size) if ordered else 1
+        rows = settings.parts(group.world_size) if self._ordered else 1
         length = sum(parameter.numel() for parameter in parameters)
-        self._shared = SharedRows(group, rows, length, settings.runtime.timeout) if shared else None
+        self._shared = SharedRows(group, rows, length, settings.runtime.timeout) if choices.shared_memory else None
         memory = self._shared.own if self._shared else torch.empty(1, rows, length, device=group.device)
         self._rows = list(memory)  # [rows, length], taken in turns
         self._room = [[views(row, parameters) for row in turn] for turn in memory]
-        in_place = not shared and not ordered
+        in_place = self._shared is None and not self._ordered
         self._total = memory[0, 0] if in_place else torch.empty(length, device=group.device)
         self.sums = views(self._total, parameters)
         """where ``give`` leaves the sum, always in the same memory"""

@@ -6,6 +6,7 @@ A step of a small network is some fifty kernels of a few microseconds; launching
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from job.config.errors import first_line
 from job.data.batches import Part
 
+Warn = Callable[[str], None]
 WARM_UP = 3
 """steps that run kernel by kernel before the graphs are recorded: in them libraries choose kernels and get memory"""
 
 
+@dataclass
 class Graphs:
     """A step's work as two graphs: images to gradient, and gradient to update. Between them ranks may exchange.
 
@@ -27,33 +30,24 @@ class Graphs:
     order and on the same memory.
     """
 
-    def __init__(
-        self,
-        gradient: Callable[[Part], Tensor],
-        update: Callable[[], None],
-        parameters: Sequence[nn.Parameter],
-        device: torch.device,
-        exchanged: Sequence[Tensor] | None,
-        warn: Callable[[str], None],
-    ) -> None:
-        self._gradient, self._update, self._parameters = gradient, update, parameters
-        self._device, self._warn = device, warn
-        self._warm = 0
-        self._failed = False
-        self._part: Part | None = None  # the memory that the graph reads its rows from
-        self._exchanged = exchanged
+    take_gradient: Callable[[Part], Tensor]
+    update: Callable[[], Any]
+    parameters: Sequence[nn.Parameter]
+    device: torch.device
+    exchanged: Sequence[Tensor] | None
+    warn: Warn
+    _steps: int = 0
+    _part: Part | None = None
+    """the memory that the graph reads its rows from"""
 
     def fits(self, parts: list[Part]) -> bool:
         """Whether graphs do this step."""
-        if self._failed or len({(len(part.rows), part.weight) for part in parts}) > 1:
-            return False
-        if self._warm < WARM_UP:
-            self._warm += 1
-            return False
-        if self._part is None:
-            self._record(parts[0])
-        part = self._part
-        return part is not None and len(part.rows) == len(parts[0].rows) and part.weight == parts[0].weight
+        sizes = {(len(part.rows), part.weight) for part in parts}
+        if len(sizes) == 1:
+            self._steps += 1
+            if self._steps == WARM_UP + 1:  # once: where it fails then, it fails
+                self._record(parts[0])
+        return self._part is not None and sizes == {(len(self._part.rows), self._part.weight)}
 
     def gradient(self, part: Part) -> Tensor:
         """As a step's ``gradient``; what it returns, and the gradients, stand until the next call."""
@@ -61,32 +55,27 @@ class Graphs:
         self._part.rows.copy_(part.rows)
         loss: Tensor
         loss, gradients = self._run_gradient()
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         return loss
-
-    def update(self) -> None:
-        """As a step's ``update``."""
-        self._run_update()
 
     def _record(self, part: Part) -> None:
         own = Part(part.rows.clone(), part.weight)
 
         def gradients() -> tuple[Tensor, list[Tensor | None]]:
-            return self._gradient(own), [parameter.grad for parameter in self._parameters]
+            return self.take_gradient(own), [parameter.grad for parameter in self.parameters]
 
         try:
-            self._run_gradient = recorded(gradients, self._device)
-            if self._exchanged is not None:
-                for parameter, gradient in zip(self._parameters, self._exchanged, strict=True):
+            self._run_gradient = recorded(gradients, self.device)
+            if self.exchanged is not None:
+                for parameter, gradient in zip(self.parameters, self.exchanged, strict=True):
                     parameter.grad = gradient
-            self._run_update = recorded(self._update, self._device)
+            self.update = recorded(self.update, self.device)
             self._part = own
         except RuntimeError as error:
             reason = first_line(error)
-            self._warn(f"CUDA cannot record the step as a graph ({reason}): its kernels are launched one by one")
-            self._failed = True
-        for parameter in self._parameters:
+            self.warn(f"CUDA cannot record the step as a graph ({reason}): its kernels are launched one by one")
+        for parameter in self.parameters:
             parameter.grad = None
 
 

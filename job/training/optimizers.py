@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from job.config.settings import Config, Optimizer
 
-ParameterGroup = dict[str, object]
-
 
 def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = False) -> torch.optim.Optimizer:
     """The optimizer over all of ``model``'s parameters, one fused kernel for those that stand for as many copies.
@@ -24,15 +22,13 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = Fa
     by_copies: dict[int, list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         by_copies[getattr(parameter, "copies", 1)].append(parameter)
-    groups: list[ParameterGroup] = [
+    groups: list[dict[str, object]] = [
         {"params": parameters, "copies": copies, "weight_decay": settings.weight_decay / copies}
         for copies, parameters in by_copies.items()
     ]
-    rate: float | Tensor = settings.learning_rate
-    if recorded:
-        for group in groups:
-            group["lr"] = torch.tensor(settings.learning_rate, device=next(model.parameters()).device)
-        rate = torch.tensor(settings.learning_rate)
+    rate = settings.learning_rate
+    for group in groups if recorded else ():
+        group["lr"] = torch.tensor(rate, device=next(model.parameters()).device)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, fused=True)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
@@ -42,10 +38,8 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = Fa
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next step take ``rate``."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate * group["copies"])
-        else:
-            group["lr"] = rate * group["copies"]
+        scaled = rate * group["copies"]
+        group["lr"] = group["lr"].fill_(scaled) if isinstance(group["lr"], Tensor) else scaled
 
 
 def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:

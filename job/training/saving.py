@@ -1,4 +1,4 @@
-"""When the state is saved, and what a full disk means."""
+"""What a run writes while it trains: when its state is saved, and what a full disk means."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
 from job.runs.directory import DISK_FULL, RunDirectory
+from job.runs.records import MetricsLine
 
 
 class Saving:
-    """A run's checkpoints while it trains. All ranks call it alike; rank zero, which has the ``directory``, writes."""
+    """What a run writes while it trains. All ranks call it alike; rank zero, which has the ``directory``, writes."""
 
     def __init__(
-        self,
-        settings: Config,
-        *,
-        group: Group,
-        preemption: Preemption,
-        console: Console,
-        directory: RunDirectory | None,
+        self, settings: Config, group: Group, preemption: Preemption, console: Console, directory: RunDirectory | None
     ) -> None:
         self._settings, self._group, self._preemption = settings, group, preemption
         self._console, self._directory = console, directory
@@ -61,12 +56,9 @@ class Saving:
     def due(self, step: int, ended: int | None) -> bool:
         """Whether the state after optimizer step ``step`` is to be saved; ``ended`` is the epoch that ends there."""
         settings = self._settings.checkpoint
-        if settings.every_steps is not None and step % settings.every_steps == 0:
-            return True
-        if ended is None:
-            return False
-        by_epoch = settings.every_epochs is not None and ended % settings.every_epochs == 0
-        return by_epoch or ended == self._settings.train.epochs
+        by_step = settings.every_steps is not None and step % settings.every_steps == 0
+        by_epoch = settings.every_epochs is not None and ended is not None and ended % settings.every_epochs == 0
+        return by_step or by_epoch or ended == self._settings.train.epochs
 
     def overdue(self) -> bool:
         """Whether ``checkpoint.every_seconds`` have passed since the last save; rank zero's clock counts."""
@@ -78,22 +70,27 @@ class Saving:
 
         All ranks raise FailedError when the final one fails.
         """
-        problem = None
-        if self._directory is not None:
-            try:
-                self.look_after(finish=final)
-                with self.writing(f"checkpoint at step {step}", needed=final):
-                    if self._saved_at != step and self.checkpoints.save(state()):
-                        self._saved_at = step
-                if final:
-                    self.look_after(finish=True, needed=True)
-            except FailedError as error:
-                problem = error
         if final:
-            problem = self._group.from_rank_zero(problem)
-        if problem is not None:
-            raise problem
+            self._group.guarded(lambda: self._save(step, state, final=True), on=self._group.is_rank_zero)
+        elif self._group.is_rank_zero:
+            self._save(step, state, final=False)
         self._last = time.monotonic()
+
+    def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:
+        self.look_after(finish=final)
+        with self._writing(f"checkpoint at step {step}", needed=final):
+            if self._saved_at != step and self.checkpoints.save(state()):
+                self._saved_at = step
+        if final:
+            self.look_after(finish=True, needed=True)
+
+    def record(self, step: int, line: MetricsLine | None = None) -> None:
+        """Say in ``status.json`` which optimizer step is reached, and append ``line`` to ``metrics.jsonl``."""
+        if self._directory is not None:
+            with self._writing("run directory", needed=True):
+                if line is not None:
+                    self._directory.metric(line)
+                self._directory.status(step=step)
 
     def look_after(self, *, finish: bool = False, needed: bool = False) -> None:
         """Hear of a save that failed in the background, and of how long saves take."""
@@ -101,13 +98,13 @@ class Saving:
             self.checkpoints.wait()
         error = self.checkpoints.failed()
         if error is not None:
-            with self.writing(f"checkpoint at step {self._saved_at}", needed=needed):
+            with self._writing(f"checkpoint at step {self._saved_at}", needed=needed):
                 self._saved_at = None
                 raise error
         self._preemption.save_took(self.checkpoints.save_seconds)
 
     @contextlib.contextmanager
-    def writing(self, what: str, *, needed: bool) -> Iterator[None]:
+    def _writing(self, what: str, *, needed: bool) -> Iterator[None]:
         """A full disk does not stop training while there is more to train; anything else that goes wrong does."""
         try:
             yield

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from job.config.settings import Config
@@ -16,7 +16,7 @@ from job.distributed.group import Group
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.exchange import Exchange
-from job.training.graphs import Graphs
+from job.training.graphs import Graphs, Warn
 
 
 class Step:
@@ -26,27 +26,19 @@ class Step:
     """
 
     def __init__(
-        self,
-        settings: Config,
-        model: nn.Module,
-        batches: Batches,
-        group: Group,
-        choices: Choices,
-        warn: Callable[[str], None],
+        self, settings: Config, model: nn.Module, batches: Batches, group: Group, choices: Choices, warn: Warn
     ) -> None:
         self.settings, self.model, self.batches, self.group = settings, model, batches, group
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
-        # Only fp16 needs accelerate's own step and backward pass: they look for packages on the disk each time.
-        self._scaled = group.accelerator.prepare_optimizer(self.optimizer) if group.accelerator.scaler else None
+        # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
+        self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = list(model.parameters())
         self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         if settings.runtime.compile == "default":
             model.compile()
         self._wrapped: Any = model
-        self._exchange = None
-        if choices.sums in ("flat", "ordered"):
-            ordered = choices.sums == "ordered"
-            self._exchange = Exchange(settings, self._parameters, group, ordered=ordered, shared=choices.shared_memory)
+        at_once = choices.sums in ("flat", "ordered")
+        self._exchange = Exchange(settings, self._parameters, group, choices) if at_once else None
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
@@ -67,7 +59,7 @@ class Step:
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
         optimizers.set_learning_rate(self.optimizer, rate)
-        graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else None
+        work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
@@ -76,15 +68,12 @@ class Step:
                 torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
-                total += graphs.gradient(part) if graphs else self.gradient(part)
+                total += work.gradient(part)
             if self._exchange:
                 self._exchange.collect(i)
         if self._exchange:
             self._exchange.give()
-        if graphs:
-            graphs.update()
-        else:
-            self.update()
+        work.update()
         self.optimizer.zero_grad()
         return total
 
@@ -98,19 +87,16 @@ class Step:
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
-        if self._scaled is None:
-            whole.backward()
-        else:
-            self.group.accelerator.backward(whole)
+        self._scaler.scale(whole).backward()
         return loss.detach().double()
 
     def update(self) -> None:
         """Move the weights by their gradient."""
         if self.settings.train.clip_norm is not None:
-            if self._scaled is not None:
-                self.group.accelerator.unscale_gradients(self._scaled)
+            self._scaler.unscale_(self.optimizer)
             optimizers.clip(self._parameters, self.settings.train.clip_norm)
-        (self._scaled or self.optimizer).step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
 
     def _rehearse(self) -> None:
         """Go forward and backward, without effect.

@@ -54,53 +54,48 @@ class Progress:
     """the validation record with the highest accuracy so far"""
 
 
+@dataclass
 class Trainer:
     """One run on this rank. ``directory`` is given on rank zero alone, which alone reads and writes there."""
 
-    def __init__(
-        self,
-        settings: Config,
-        dataset: Dataset,
-        *,
-        group: Group,
-        preemption: Preemption,
-        console: Console,
-        directory: RunDirectory | None,
-    ) -> None:
-        self.settings, self.dataset, self.group = settings, dataset, group
-        self.preemption, self.console, self.directory = preemption, console, directory
+    settings: Config
+    dataset: Dataset
+    group: Group
+    preemption: Preemption
+    console: Console
+    directory: RunDirectory | None
+
+    def __post_init__(self) -> None:
+        settings, dataset, group = self.settings, self.dataset, self.group
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
-        self.parts = settings.parts(group.world_size)
-        self.saving = Saving(settings, group=group, preemption=preemption, console=console, directory=directory)
+        self.saving = Saving(settings, group, self.preemption, self.console, self.directory)
         saved = group.guarded(lambda: self.saving.load(dataset.fingerprint), on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
         self.model, said = _network(settings, dataset, group, saved, begins=state is None)
         choices = choose(settings, self.model, dataset, group)
         self.how = f"{', '.join(said)}, {choices}"
         at_hand = placed(dataset, group.device) if choices.images_on_device else dataset
+        share = {"rank": group.rank, "world_size": group.world_size}
         self.batches = {
-            name: Batches(
-                getattr(at_hand, name), settings.data, group.device, rank=group.rank, world_size=group.world_size
-            )
+            name: Batches(getattr(at_hand, name), settings.data, group.device, **share)
             for name in ("train", "validation", "test")
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
-        self.step = Step(settings, self.model, self.batches["train"], group, choices, console.warn)
-        self.optimizer = self.step.optimizer
+        self.step = Step(settings, self.model, self.batches["train"], group, choices, self.console.warn)
         self.progress = Progress()
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
             tensors = group.broadcast(saved.optimizer if saved else {})
-            checkpoint.restore_optimizer(self.model, self.optimizer, tensors)
+            checkpoint.restore_optimizer(self.model, self.step.optimizer, tensors)
             if group.accelerator.scaler is not None:
                 group.accelerator.scaler.load_state_dict(state["scaler"])
-        self._recent: list[Tensor] = []
+        self._recent: list[tuple[Tensor, int]] = []  # loss and images of each step since the last look at losses
         self._last_line = time.monotonic()
 
     def run(self) -> Predictions:
         """Train what is left to train, then test. Raises StoppedEarlyError or FailedError."""
         try:
-            if self.preemption.tick():  # a signal that came while torch was imported or pictures were decoded
+            if self.preemption.tick():  # a signal that came while torch was imported or images were decoded
                 self._stop()
             while self.progress.epoch <= self.settings.train.epochs:
                 self._train_epoch()
@@ -113,24 +108,21 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         settings, progress = self.settings.train, self.progress
-        images = len(self.dataset.train)
+        images, size = len(self.dataset.train), settings.batch_size
         self._last_line = time.monotonic()
         self.model.train()
+        pieces = self.settings.parts(self.group.world_size)
+        batches = self.batches["train"].training(
+            seed=settings.seed, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
+        )
         beyond = (settings.epochs - progress.epoch) * images
         name = f"epoch {progress.epoch}/{settings.epochs}"
         with self.console.bar(name, images, "images", progress.images, beyond) as move:
-            for parts in self.batches["train"].training(
-                seed=settings.seed,
-                epoch=progress.epoch,
-                start=progress.images,
-                batch_size=settings.batch_size,
-                parts=self.parts,
-            ):
-                self._recent.append(self._step(parts))
-                count = min(settings.batch_size, images - progress.images)
+            for parts in batches:
+                count = min(size, images - progress.images)
+                self._recent.append((self._step(parts), count))
                 progress.step += 1
                 progress.images += count
-                progress.counts.append(count)
                 move(count, "")
                 end = progress.images == images
                 due = self.saving.due(progress.step, progress.epoch if end else None)
@@ -152,19 +144,16 @@ class Trainer:
 
         The one place where training waits for the device. Raises FailedError for a loss that is not finite.
         """
-        overdue = self.saving.overdue()
-        message = torch.stack([*self._recent, torch.tensor(overdue, dtype=torch.float64, device=self.group.device)])
-        *losses, late = self.group.sum(message).tolist()
         progress = self.progress
-        first = progress.step - len(losses) + 1
+        overdue = torch.tensor(self.saving.overdue(), dtype=torch.float64, device=self.group.device)
+        *losses, late = self.group.sum(torch.stack([*(loss for loss, _ in self._recent), overdue])).tolist()
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
-            raise DivergedError(f"the loss is not finite at step {first + bad[0]}{self.saving.what_stands()}")
+            step = progress.step - len(losses) + 1 + bad[0]
+            raise DivergedError(f"the loss is not finite at step {step}{self.saving.what_stands()}")
         progress.skipped += len(bad)
-        before = len(progress.losses)
-        for i in reversed(bad):
-            del losses[i], progress.counts[before + i]
-        progress.losses += losses
+        progress.counts += [count for loss, (_, count) in zip(losses, self._recent, strict=True) if math.isfinite(loss)]
+        progress.losses += filter(math.isfinite, losses)
         self._recent.clear()
         return bool(late)
 
@@ -187,25 +176,16 @@ class Trainer:
         progress.epoch_loss += total
         progress.losses, progress.counts = [], []
         self._last_line = now
-        if self.directory is not None:
-            with self.saving.writing("run directory", needed=True):
-                self.directory.metric(line)
-                self.directory.status(step=progress.step)
-            self.saving.look_after()
+        self.saving.record(progress.step, line)
+        self.saving.look_after()
         return total / max(images, 1), late
 
     def _validate(self) -> None:
         """Validate the epoch that was just trained, and go on to the next one."""
         progress, began = self.progress, time.monotonic()
-        train_loss = progress.epoch_loss / len(self.dataset.train)
-        line: ValidationLine = {
-            "split": "validation",
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "train_loss": train_loss,
-        }
-        words = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}"
-        words += f"  train loss {train_loss:.4f}"
+        loss = progress.epoch_loss / len(self.dataset.train)
+        line = ValidationLine(split="validation", epoch=progress.epoch, step=progress.step, train_loss=loss)
+        words = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}  train loss {loss:.4f}"
         if len(self.dataset.validation):
             predictions = self._predict("validation")
             line["loss"] = predictions.loss if math.isfinite(predictions.loss) else None
@@ -216,9 +196,7 @@ class Trainer:
                 progress.best = line.copy()
                 words += "  (best so far)"
         line["seconds"] = round(time.monotonic() - began, 3)
-        if self.directory is not None:
-            with self.saving.writing("run directory", needed=True):
-                self.directory.metric(line)
+        self.saving.record(progress.step, line)
         self.console.say(words)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
 
@@ -227,9 +205,8 @@ class Trainer:
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
-        predictions = predict(
-            self.model, self.batches[split], part.labels[part.indices], self.group, self.preemption.tick
-        )
+        labels = part.labels[part.indices]
+        predictions = predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
         if predictions is None:
             self._stop()
         return predictions
@@ -249,14 +226,12 @@ class Trainer:
             "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }
-        optimizer = checkpoint.optimizer_tensors(self.model, self.optimizer)
+        optimizer = checkpoint.optimizer_tensors(self.model, self.step.optimizer)
         return State(self.model.state_dict(), optimizer, trainer)
 
     def _stop(self) -> NoReturn:
         self._save(final=True)
-        if self.directory is not None:
-            with self.saving.writing("run directory", needed=True):
-                self.directory.status(step=self.progress.step)
+        self.saving.record(self.progress.step)
         raise StoppedEarlyError(self.preemption.reason)
 
     def final_weights(self) -> dict[str, Tensor]:
@@ -274,9 +249,8 @@ def _network(
     size, classes = dataset.image_size, len(dataset.classes)
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
     if begins:
-        group.guarded(
-            lambda: weights.pretrained(settings.model, model, download=settings.data.download), on=group.is_rank_zero
-        )
+        download = settings.data.download
+        group.guarded(lambda: weights.pretrained(settings.model, model, download=download), on=group.is_rank_zero)
     said = form.fast(model, settings, image_size=size, device=group.device)
     if saved is not None:
         weights.load(model, saved.model, name="the checkpoint's weights")
