@@ -128,10 +128,10 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
     if model is not None:
         size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
-        place = next(parent for parent in (path, *path.parents) if parent.exists())
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
         _look(checks, "memory", lambda: _memory(settings, shape, model))
-        _look(checks, "run directory", lambda: _directory(path, place, settings.checkpoint.keep, size))
-        _look(checks, "time to save", lambda: _save_time(place, name, size))
+        _look(checks, "run directory", lambda: _directory(path, existing, settings.checkpoint.keep, size))
+        _look(checks, "time to save", lambda: _save_time(existing, name, size))
     return checks
 
 
@@ -228,19 +228,19 @@ def _memory(settings: Config, shape: Shape, model: nn.Module) -> str:
     return Note(detail) if total > 0.8 * room else detail
 
 
-def _directory(path: Path, place: Path, keep: int, size: int) -> str:
-    """Whether there is room at ``place``, the part of ``path`` that is there already, for checkpoints of ``size``."""
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{place} cannot be written", "name another run directory with --run.dir")
-    free = shutil.disk_usage(place).free
+def _directory(path: Path, existing: Path, keep: int, size: int) -> str:
+    """Whether there is room at ``existing``, the part of ``path`` that is there, for checkpoints of ``size``."""
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} cannot be written", "name another run directory with --run.dir")
+    free = shutil.disk_usage(existing).free
     needed = (keep + 2) * size  # one more than are kept while the newest is written, and the final weights
     room = f"{path}: {readable(free)} free, {readable(needed)} needed"
     return _sound(free >= needed, f"{room} for {keep} checkpoints and one more ({readable(size)} each)")
 
 
-def _save_time(place: Path, name: str, size: int) -> str:
+def _save_time(existing: Path, name: str, size: int) -> str:
     """Compare a save, measured with a small one, with the warning that the sbatch script asks Slurm for."""
-    probe, block = place / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
+    probe, block = existing / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
     began = time.monotonic()
     try:
         with probe.open("wb") as file:
@@ -248,7 +248,7 @@ def _save_time(place: Path, name: str, size: int) -> str:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({error.strerror})", "name another --run.dir") from None
+        raise UserError(f"{existing} cannot be written ({error.strerror})", "name another --run.dir") from None
     finally:
         probe.unlink(missing_ok=True)
     seconds = (time.monotonic() - began) * size / len(block)

@@ -1,5 +1,5 @@
 """Images on disk become batches on the device.
 
-Others use datasets: Dataset, Split, prepare, mapped, load, placed; batches: Batches,
+Others use datasets: Dataset, Split, prepare, mapped, load, to_device; batches: Batches,
 Part, address, normalisation; decoding: readers, cores, Encoded, Pixels, FORMATS; cifar10: CLASSES.
 """

@@ -119,7 +119,7 @@ class ImageFile:
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-def places(beside: Path | None, override: str | None) -> list[Path]:
+def directories(beside: Path | None, override: str | None) -> list[Path]:
     """Directories in which a decoded data set may lie, best first; ``beside`` holds the source, and is never /."""
     if override is not None:
         return [Path(override).expanduser().absolute()]
@@ -128,83 +128,83 @@ def places(beside: Path | None, override: str | None) -> list[Path]:
     return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
 
 
-def obtain(places: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
-    """The stored data set ``name`` from the first of ``places`` that has it, else built in the first writable one.
+def obtain(directories: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
+    """The stored data set ``name`` from the first of ``directories`` that has it, else built in the first writable one.
 
     ``build`` writes ``ARRAYS`` into an empty directory. Any number of processes may call this at once: one builds.
-    Raises ``UserError`` where no place is writable or the disk is full, and whatever ``build`` raises.
+    Raises ``UserError`` where no directory is writable or the disk is full, and whatever ``build`` raises.
     """
-    for place in places:
-        if isinstance(found := _look_at(place / name), Stored):
-            return found
-    place = writable(places)
-    with locked(place / f"{name}.lock", log):
-        found = _look_at(place / name)
-        if isinstance(found, Stored):  # built while this process waited
-            return found
-        for entry in place.iterdir():
+    for directory in directories:
+        if isinstance(stored := _look_at(directory / name), Stored):
+            return stored
+    directory = writable(directories)
+    with locked(directory / f"{name}.lock", log):
+        stored = _look_at(directory / name)
+        if isinstance(stored, Stored):  # built while this process waited
+            return stored
+        for entry in directory.iterdir():
             if entry.name.startswith(f"{name}.tmp-"):  # of a process that was killed
                 shutil.rmtree(entry, ignore_errors=True)
-        if found is not None:
-            log(f"{place / name}: {found}; decoding again")
-            doomed = place / f"{name}.tmp-{uuid.uuid4().hex}"
-            (place / name).rename(doomed)
+        if stored is not None:
+            log(f"{directory / name}: {stored}; decoding again")
+            doomed = directory / f"{name}.tmp-{uuid.uuid4().hex}"
+            (directory / name).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-        return _publish(place / name, build, log)
+        return _publish(directory / name, build, log)
 
 
 def read(path: Path) -> Stored:
     """The stored data set at ``path``, where it was obtained. Raises ``UserError`` if it is not there, or not sound."""
-    if isinstance(found := _look_at(path), Stored):
-        return found
-    raise UserError(f"{path}: {found or 'not there'}, and was just made", "is the disk sound, and one for the node?")
+    if isinstance(stored := _look_at(path), Stored):
+        return stored
+    raise UserError(f"{path}: {stored or 'not there'}, and was just made", "is the disk sound, and one for the node?")
 
 
-def digest(file: Path, places: Sequence[Path], progress: Progress, log: Log) -> str:
-    """Hex SHA-256 of ``file``, remembered in ``places`` for as long as its size and modification time stay."""
+def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log) -> str:
+    """Hex SHA-256 of ``file``, remembered in ``directories`` for as long as its size and modification time stay."""
     status = file.stat()
     stamp = [status.st_size, status.st_mtime_ns]
     note = f"digest-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]}.json"
 
-    def remembered(place: Path) -> str | None:
+    def remembered(directory: Path) -> str | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((place / note).read_text())
+            known = json.loads((directory / note).read_text())
             return str(known["sha256"]) if known["stamp"] == stamp else None
         return None
 
-    for place in places:
-        if known := remembered(place):
+    for directory in directories:
+        if known := remembered(directory):
             return known
-    place = writable(places)
-    with locked(place / f"{note}.lock", log):
-        if known := remembered(place):
+    directory = writable(directories)
+    with locked(directory / f"{note}.lock", log):
+        if known := remembered(directory):
             return known
         total = hashlib.sha256()
         with file.open("rb") as stream, progress(f"hashing {file.name}", status.st_size, "B") as advance:
             while chunk := stream.read(1 << 22):
                 total.update(chunk)
                 advance(len(chunk))
-        with disk_errors(str(place), _OTHER_PLACE):
-            beside = place / f".tmp-{uuid.uuid4().hex}"
+        with disk_errors(str(directory), _OTHER_PLACE):
+            beside = directory / f".tmp-{uuid.uuid4().hex}"
             content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()}
             beside.write_text(json.dumps(content, indent=1))
-            beside.replace(place / note)
+            beside.replace(directory / note)
     return total.hexdigest()
 
 
-def writable(places: Sequence[Path]) -> Path:
-    """The first of ``places`` that can be written, created. One without any write permission counts as read-only."""
-    for place in places:
-        existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+def writable(directories: Sequence[Path]) -> Path:
+    """The first of ``directories`` that can be written, created; one without any write permission is read-only."""
+    for directory in directories:
+        existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
         if not existing.stat().st_mode & 0o222:  # root could write there, but somebody meant it not to be
             continue
         with contextlib.suppress(OSError):
-            place.mkdir(parents=True, exist_ok=True)
-            probe = place / f".tmp-{uuid.uuid4().hex}"  # access(2) is wrong on some network file systems
+            directory.mkdir(parents=True, exist_ok=True)
+            probe = directory / f".tmp-{uuid.uuid4().hex}"  # access(2) is wrong on some network file systems
             probe.touch()
             probe.unlink()
-            return place
-    tried = ", ".join(map(str, places)) or "no home directory"
+            return directory
+    tried = ", ".join(map(str, directories)) or "no home directory"
     raise UserError(f"no directory for decoded images can be written ({tried})", "set data.cache to one that can")
 
 

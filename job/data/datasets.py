@@ -61,7 +61,7 @@ class Dataset:
         return self.train.image_size
 
 
-def placed(dataset: Dataset, device: torch.device) -> Dataset:
+def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     """``dataset`` with its images and labels on ``device``; train and validation go on to share theirs."""
     train, test = (
         dataclasses.replace(split, images=split.images.to(device), labels=split.labels.to(device))
@@ -127,14 +127,14 @@ def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, 
     root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
         case "shapes10":
-            places = cache.places(None, data.cache)
-            return places, f"shapes10-{shapes10.VERSION}", partial(shapes10.decode, progress=progress)
+            directories = cache.directories(None, data.cache)
+            return directories, f"shapes10-{shapes10.VERSION}", partial(shapes10.decode, progress=progress)
         case "cifar10":
             build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
-            return cache.places(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
+            return cache.directories(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
         case "folder":
-            places = cache.places(root.parent, data.cache)
-            content = partial(folder.content_digest, root, places, progress, log)
+            directories = cache.directories(root.parent, data.cache)
+            content = partial(folder.content_digest, root, directories, progress, log)
             before = content()
 
             def build_folder(into: Path) -> Contents:
@@ -144,4 +144,4 @@ def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, 
                 return contents
 
             options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
-            return places, f"{root.name[:64]}-{before[:16]}-{options}", build_folder
+            return directories, f"{root.name[:64]}-{before[:16]}-{options}", build_folder

@@ -50,8 +50,8 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
     return Contents(classes, tuple(notes))
 
 
-def content_digest(root: Path, places: Sequence[Path], progress: Progress, log: Log) -> str:
-    """Hex SHA-256 that changes with the files of ``root``; an archive's is remembered in ``places``.
+def content_digest(root: Path, directories: Sequence[Path], progress: Progress, log: Log) -> str:
+    """Hex SHA-256 that changes with the files of ``root``; an archive's is remembered in ``directories``.
 
     Raises ``UserError`` if there is none that can be reached.
     """
@@ -59,7 +59,7 @@ def content_digest(root: Path, places: Sequence[Path], progress: Progress, log: 
         raise UserError(f"data.root={root} does not exist or cannot be reached", LAYOUT)
     if archives.kind(root) == "folder":
         return archives.listing_digest(root)
-    return cache.digest(root, places, progress, log)
+    return cache.digest(root, directories, progress, log)
 
 
 def _read_all(
@@ -72,7 +72,7 @@ def _read_all(
     rows: dict[str, dict[str, int]] = {split: {} for split in files}
     unreadable: dict[str, list[str]] = {split: [] for split in files}
     queue: deque[tuple[list[tuple[str, str]], Future[Pixels]]] = deque()
-    places: list[tuple[str, str]] = []  # of the block that is being gathered
+    paths: list[tuple[str, str]] = []  # of the block that is being gathered
     block: list[Encoded] = []
     held = 0  # bytes in it
     processes = min(decoding.cores(), 32)
@@ -91,16 +91,16 @@ def _read_all(
 
         for member in archives.members(root):
             advance(member.cost)
-            if (place := layout.place(member)) is None or member.content is None:
+            if (path := layout.locate(member)) is None or member.content is None:
                 continue
-            places.append(place)
+            paths.append(path)
             block.append(member.content)
             held += len(member.content) if isinstance(member.content, bytes) else 0
             if len(block) == _BLOCK or held >= _BLOCK_BYTES:
-                queue.append((places, read(block)))
-                places, block, held = [], [], 0
+                queue.append((paths, read(block)))
+                paths, block, held = [], [], 0
                 collect(2 * processes)  # bounds the memory, whatever the disk and the decoders do
-        queue.append((places, read(block)))
+        queue.append((paths, read(block)))
         collect(0)
     return rows, [*unreadable["train"], *unreadable["test"]]
 
@@ -129,7 +129,7 @@ class _Layout:
         self._classes: dict[str, set[str]] = {split: set() for split in SPLITS}
         self._outside: list[str] = []
 
-    def place(self, member: archives.Member) -> tuple[str, str] | None:
+    def locate(self, member: archives.Member) -> tuple[str, str] | None:
         """A file's split and its path below that, "class/.../file"; None for what is not in a class folder."""
         parts = member.parts
         if parts[0] in SPLITS:

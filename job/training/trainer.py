@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from job.config.errors import DivergedError, StoppedEarlyError
 from job.config.settings import Config, to_dict
 from job.data.batches import Batches, Part
-from job.data.datasets import Dataset, placed
+from job.data.datasets import Dataset, to_device
 from job.display.console import Console
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
@@ -74,7 +74,7 @@ class Trainer:
         self.model, said = _network(settings, dataset, group, saved, begins=state is None)
         choices = choose(settings, self.model, dataset, group)
         self.how = f"{', '.join(said)}, {choices}"
-        at_hand = placed(dataset, group.device) if choices.images_on_device else dataset
+        at_hand = to_device(dataset, group.device) if choices.images_on_device else dataset
         share = {"rank": group.rank, "world_size": group.world_size}
         self.batches = {
             name: Batches(getattr(at_hand, name), settings.data, group.device, **share)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from job.config.settings import Config, Data, Model, Optimizer, Runtime, Train
 from job.data.batches import Batches
-from job.data.datasets import Dataset, Split, placed
+from job.data.datasets import Dataset, Split, to_device
 from job.distributed.group import Group
 from job.evaluation.predictions import predict
 from job.models import registry
@@ -101,7 +101,7 @@ def test_every_tensor_of_a_step_an_evaluation_and_a_checkpoint_is_on_the_device_
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: backward(loss, model))
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to(CUDA)
-        there = placed(dataset(), CUDA)
+        there = to_device(dataset(), CUDA)
         choices = choose(settings, model, there, own)
         assert choices.images_on_device
         batches = Batches(there.train, settings.data, CUDA, rank=0, world_size=1)

@@ -1,8 +1,8 @@
 """VGG on images of 32 pixels without what it does 49 times over, for training.
 
-The last feature map is 1 x 1 there. torchvision repeats it at 7 x 7 places before the first fully connected layer, so
-the 49 blocks of that layer's weight see the same input, add up to one matrix and get the same gradient. Training their
-sum, with a learning rate 49 times as large, is the same training, to rounding, with a quarter of the parameters.
+The last feature map is 1 x 1 there. torchvision repeats it at 7 x 7 positions before the first fully connected layer,
+so the 49 blocks of that layer's weight see the same input, add up to one matrix and get the same gradient. Training
+their sum, with a learning rate 49 times as large, is the same training, to rounding, with a quarter of the parameters.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def collapse(model: nn.Module, settings: Config, image_size: int) -> bool:
     """Put the sum of the 49 blocks in their place, and nothing in the place of the pool; whether that was done.
 
     It is done where it is asked for, or leaves training what it is. It does not for larger feature maps, whose 49
-    places differ, nor for Adam with an L2 penalty, which is no longer the same for all blocks once it is divided by the
-    root of the second moment. (SGD's penalty and AdamW's decay are.)
+    positions differ, nor for Adam with an L2 penalty, which is no longer the same for all blocks once it is divided by
+    the root of the second moment. (SGD's penalty and AdamW's decay are.)
 
     The new weight [4096, 512] has an attribute ``copies``, by which the optimizer and the norm of the gradient count:
     49, for torchvision's training, or 1 with ``model.features_once``.
