@@ -49,7 +49,10 @@ def main(argv: list[str]) -> int:
     for file, text in files.items():
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, text)
+            if file.is_symlink() or (file.exists() and not file.is_file()):  # such as /dev/stdout: as it comes
+                file.write_text(text)
+            else:
+                write_whole(file, text)
         except OSError as error:
             raise UserError(f"{file} cannot be written ({error.strerror})", "write to another place") from None
         console.say(f"wrote {file}")

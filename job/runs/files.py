@@ -41,10 +41,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a small text file so that readers, too, see the old content or the new; a device or a pipe as it comes."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout, a link to what it stands for
-        path.write_text(text)
-        return
+    """Write a small text file so that readers, too, see the old content or the new."""
     with whole(path) as temporary:
         write_file(temporary, [text.encode()])
 
