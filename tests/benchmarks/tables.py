@@ -64,7 +64,7 @@ def _where(record: Record) -> Table:
         {len(samples)} samples, of which {noisy} are left out: during these, other processes kept more than 5% of
         the cores busy. A figure with * has disturbed samples alone."""
     if record.get("quick"):
-        text += " This was a quick run, on few pictures: it shows that the measurement works, and no more."
+        text += " This was a quick run, on few images: it shows that the measurement works, and no more."
     out = "; ".join(f"{name}: {why}" for name, why in record["left_out"].items())
     if not machine["bf16"]:
         text += """ This CPU has no bf16 units: bf16 is emulated; SimpleCNN's figures in it are of 50 steps an epoch,
@@ -93,7 +93,7 @@ def _training(record: Record) -> Table:
     return Table(
         "Training",
         """Images per second over whole epochs; × is the ratio to the reference loop in fp32. The reference loop is the
-        tutorial's: pictures in memory, through PIL one by one. Floors: operations over the measured matrix rate,
+        tutorial's: images in memory, through PIL one by one. Floors: operations over the measured matrix rate,
         bytes over the measured bandwidth, of the same network without redundant work (below).""",
         ["network", "precision", "loop", "images/s", "lowest to highest", "ms/step", "×", *floor_columns],
         rows,
@@ -152,7 +152,7 @@ def _evaluation(record: Record) -> Table:
                     rows.append([*cells, number(images / found.middle), times])
     return Table(
         "Evaluation",
-        f"Seconds for the {images:,} validation pictures after an epoch, with accuracy, and per class with the job.",
+        f"Seconds for the {images:,} validation images after an epoch, with accuracy, and per class with the job.",
         ["network", "precision", "loop", "seconds", "lowest to highest", "images/s", "×"],
         rows,
     )
@@ -173,7 +173,7 @@ def _start(record: Record) -> Table:
             rows.append([label, "**command to first step**", str(first), first.spread])
     return Table(
         "Start-up",
-        """Seconds from the command until the first step is done, with the pictures decoded before. What comes
+        """Seconds from the command until the first step is done, with the images decoded before. What comes
         before the script begins is the launcher.""",
         ["started as", "stage", "seconds", "lowest to highest"],
         rows,
@@ -218,7 +218,7 @@ def _memory(record: Record) -> Table:
             rows.append([NETWORKS[sample["model"]], sample["precision"], sample["loop"], f"{host:,.0f}", on_device])
     return Table(
         "Peak memory",
-        """MB: resident on the host, with libraries and mapped pictures, and what torch allocated on the device, where
+        """MB: resident on the host, with libraries and mapped images, and what torch allocated on the device, where
         there is one. The job's device memory is taken in the start-up runs.""",
         ["network", "precision", "loop", "host", "device"],
         rows,
@@ -282,6 +282,6 @@ def _needs(record: Record) -> Table:
         """Multiply-adds of convolutions and linear layers for an image, from the layers' shapes; operations and bytes
         of a step of 128 images in fp32. At 32 x 32 VGG16's last feature map is one pixel, which it repeats 49 times
         before the first linear layer; floors are of each input once.""",
-        [*columns, "MB/step, Adam", "MB/step, pictures and activations"],
+        [*columns, "MB/step, Adam", "MB/step, images and activations"],
         rows,
     )
