@@ -27,7 +27,7 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.runs import files
-from job.runs.reader import checkpoints
+from job.runs.reader import checkpoints, step_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -109,7 +109,7 @@ class Checkpoints:
             return None
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
         for path in checkpoints(self._directory):
-            if state is not None and path.name > state.name:
+            if state is not None and step_of(path) > state.trainer["step"]:
                 aside = path.with_name(f"damaged-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ class Checkpoints:
 
     def _retire(self, written: Path) -> None:
         # Counted from the new one down: a later step was passed over, and could not be set aside.
-        present = [path for path in checkpoints(written.parent) if path.name <= written.name]
+        present = [path for path in checkpoints(written.parent) if step_of(path) <= step_of(written)]
         for path in present[: -self._keep]:
             reached("retire")
             with contextlib.suppress(OSError):

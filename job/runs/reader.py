@@ -20,7 +20,7 @@ _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with b
 
 Record = dict[str, Any]
 
-_CHECKPOINT = re.compile(r"step-(\d{8,})")
+_CHECKPOINT = re.compile(r"step-\d{8,}")
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,12 @@ def evaluation(run: Path) -> Evaluation | None:
 def checkpoints(directory: Path) -> list[Path]:
     """The checkpoints in ``directory``, verified or not, oldest first: by step, for clocks lie."""
     paths = directory.iterdir() if directory.is_dir() else ()
-    by_step = [(int(match[1]), path) for path in paths if (match := _CHECKPOINT.fullmatch(path.name))]
-    return [path for _, path in sorted(by_step)]
+    return sorted((path for path in paths if _CHECKPOINT.fullmatch(path.name)), key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step by which a checkpoint is called: names, as text, are in its order below 100,000,000 only."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def read_lines(path: Path) -> Iterator[Record]:

@@ -135,6 +135,18 @@ def checkpoints_in(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
+def test_beyond_a_hundred_million_steps_the_order_is_still_that_of_numbers(tmp_path) -> None:
+    store = Checkpoints(tmp_path, keep=2, say=lambda _: None)
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        store.save(state(step))
+        store.wait()
+        assert store.failed() is None
+    assert checkpoints_in(tmp_path) == ["step-100000000", "step-99999999"]
+    (tmp_path / "step-100000000" / "trainer.json").unlink()
+    assert equal(load(tmp_path), state(99_999_999))
+    assert checkpoints_in(tmp_path) == ["damaged-step-100000000", "step-99999999"]
+
+
 def test_a_damaged_checkpoint_of_the_same_step_makes_room_for_a_whole_one(three) -> None:
     bit_flipped(three / "step-00000030" / "model.safetensors")
     checkpoint.write(three, state(30))
