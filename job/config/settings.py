@@ -35,7 +35,7 @@ def _number(
         )
 
     def fits(value: float | None) -> bool:
-        return value is None or (math.isfinite(value) and low <= value < high and value > above)
+        return value is None or (low <= value < high and value > above)  # neither infinity nor NaN is
 
     return field(
         default=default, metadata={"fits": fits, "allowed": ("null or " if default is None else "") + allowed, **marks}

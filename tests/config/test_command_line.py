@@ -121,6 +121,10 @@ def test_help_shows_every_key_with_its_meaning_and_default() -> None:
     assert "images per optimizer step over all processes together (type: int, default: 128)" in text
 
 
+def test_a_whole_number_beyond_every_float_is_a_number_too() -> None:
+    assert parse(f"--train.epochs={10**400}").train.epochs == 10**400
+
+
 def test_print_config_prints_a_file_that_gives_the_same_configuration(tmp_path: Path) -> None:
     shown = run_job("train.py", "--config", REPOSITORY / "configs/vgg16.yaml", "--train.epochs=3", "--print_config")
     assert shown.returncode == 0
