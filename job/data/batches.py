@@ -120,9 +120,8 @@ class _Moves:
         self._line = torch.arange(self._size, device=device)
         flips, shifts = augment in ("flip", "flip_crop"), augment == "flip_crop"
         self._flip = torch.zeros(count, dtype=torch.bool, device=device) if flips else None  # [N]
-        self._shift = (
-            torch.zeros(count, 2, dtype=torch.int64, device=device) if shifts else None
-        )  # [N, 2] rows, columns
+        # [N, 2]: rows, columns
+        self._shift = torch.zeros(count, 2, dtype=torch.int64, device=device) if shifts else None
 
     def draw(self, *, seed: int, epoch: int) -> None:
         """Fill the tables for an epoch."""

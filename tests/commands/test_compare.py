@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import browser, run_directories
+from support import run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
@@ -150,14 +149,6 @@ def test_runs_of_the_same_name_are_told_apart_and_one_named_twice_is_one(runs: d
     path = run_directories.write(tmp_path / "small-1", classes=CIFAR10, images=10_000)
     names = [one.name for one in comparison.read([path, runs["small-1"], path])]
     assert names == [str(path), str(runs["small-1"])]
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    if browser.missing():
-        pytest.skip(browser.missing())
-    with browser.launched() as found:
-        yield found
 
 
 @pytest.mark.parametrize("width", [400, 1600])

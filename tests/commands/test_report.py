@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from support import browser, run_directories
+from support import run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
@@ -163,14 +163,6 @@ def test_training_writes_the_report_once_more_when_it_is_missing_and_goes_on_whe
     shutil.rmtree(run / "figures")
     assert run_job("report.py", run, fresh=True).returncode == 0
     assert (run / "figures" / "grid.png").read_bytes() == before
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator[Browser]:
-    if browser.missing():
-        pytest.skip(browser.missing())
-    with browser.launched() as found:
-        yield found
 
 
 @pytest.mark.parametrize("width", [400, 1600])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from support.groups import alone
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
@@ -43,15 +44,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         accelerator = Accelerator(cpu=True, mixed_precision={"fp32": "no"}.get(precision, precision))
         for state in (PartialState, AcceleratorState):
             monkeypatch.setitem(state._shared_state, "device", CUDA)
-        return Group(
-            accelerator=accelerator,
-            device=CUDA,
-            rank=0,
-            world_size=1,
-            local_rank=0,
-            set_up_group=None,
-            control_group=None,
-        )
+        return alone(accelerator, CUDA)
 
     yield make
     AcceleratorState._reset_state(reset_partial_state=True)

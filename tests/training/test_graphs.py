@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 from accelerate import Accelerator
+from support.groups import alone
 from torch import nn
 
 from job.config.settings import Config, Data, Model, Optimizer, Runtime, Train
@@ -28,21 +29,13 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
-def alone() -> Group:
-    return Group(
-        accelerator=Accelerator(cpu=DEVICE.type == "cpu"),
-        device=DEVICE,
-        rank=0,
-        world_size=1,
-        local_rank=0,
-        set_up_group=None,
-        control_group=None,
-    )
+def own_group() -> Group:
+    return alone(Accelerator(cpu=DEVICE.type == "cpu"), DEVICE)
 
 
 def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Tensor], list[float]]:
     """Train for more than an epoch, whose last batch is smaller."""
-    group = alone()
+    group = own_group()
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (BATCH * 6 + 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     labels = torch.randint(10, (len(images),), generator=generator)
@@ -85,6 +78,6 @@ def test_without_a_gpu_graphs_are_left_out_and_it_is_said() -> None:
     settings = Config(runtime=Runtime(compile="graphs"), data=Data(source="shapes10"), model=Model())
     empty = Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), torch.arange(0))
     dataset = Dataset("none", tuple("ab"), empty, empty, empty, "")
-    chosen = choices.choose(settings, network(), dataset, alone())
+    chosen = choices.choose(settings, network(), dataset, own_group())
     assert not chosen.graphs
     assert str(chosen).endswith("no CUDA graphs, which need a GPU")
