@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.bar, console.say))
-    dataset = datasets.mapped(stored, settings.data, settings.train.seed)
+    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
+    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
     part = getattr(dataset, split)
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")

@@ -65,7 +65,8 @@ def main(argv: list[str]) -> int:
 
     console = Console(quiet=not group.is_rank_zero)
     directory = group.guarded(lambda: _open(settings, argv), on=group.is_rank_zero)
-    path, finished = group.from_rank_zero((directory.path, directory.result) if directory else (Path(), None))
+    path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
+    finished = group.from_rank_zero(directory.result if directory else None)
     if finished and finished["epochs"] == settings.train.epochs:
         if directory is not None:
             if not (path / "report.html").exists():
@@ -102,8 +103,8 @@ def _train(
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(environment.in_words(processes))
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    stored = group.once_a_node(lambda: datasets.prepare(settings.data, console.bar, console.say))
-    dataset = group.guarded(lambda: datasets.mapped(stored, settings.data, settings.train.seed))
+    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
+    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shlex
 import signal
 import socket
@@ -133,6 +134,7 @@ def environment(allocation: Allocation) -> dict[str, str]:
         "WORLD_SIZE": str(allocation.world_size),
         "LOCAL_WORLD_SIZE": str(allocation.processes),
         "RANKZERO_WORLD_SIZE": str(allocation.world_size),
+        "RANKZERO_SECRET": secrets.token_hex(),  # by which the ranks know each other
         "OMP_NUM_THREADS": str(allocation.cpus),
         "PYTHONUNBUFFERED": "1",  # a log that is read while the job runs
     }

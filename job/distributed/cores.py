@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import psutil
@@ -25,7 +25,7 @@ def keep_to_own(group: Group) -> bool:
 
     count = group.local_world_size
     first = group.rank - group.local_rank
-    allowed = group.gathered(os.sched_getaffinity(0))[first : first + count]
+    allowed = group.gathered(sorted(os.sched_getaffinity(0)))[first : first + count]
     threads = torch.get_num_threads()
     share = share_of_cores(allowed, group.local_rank, threads) if count > 1 else None
     if share is not None:
@@ -33,7 +33,7 @@ def keep_to_own(group: Group) -> bool:
     return all(group.gathered(share is not None))
 
 
-def share_of_cores(allowed: Sequence[set[int]], local_rank: int, threads: int) -> list[int] | None:
+def share_of_cores(allowed: Sequence[Collection[int]], local_rank: int, threads: int) -> list[int] | None:
     """The cores of a host that one of its processes should keep to, when each may use the same ones.
 
     ``allowed``: of each process of this host, by local rank. Neighbours share what whole cores share: caches, memory

@@ -9,21 +9,25 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import json
 import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from job.config.errors import FailedError, UserError, first_line
+from job.config.errors import DivergedError, FailedError, UserError, first_line
 from job.config.settings import Runtime
-from job.distributed import launcher, startup
+from job.distributed import ending, handshake, launcher, startup
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
 T = TypeVar("T")
+TRAVELS = {kind.__name__: kind for kind in (UserError, FailedError, DivergedError)}
+"""the errors that one rank raises for all"""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ class Group:
             except Exception as error:
                 traceback.print_exc()
                 problem = FailedError(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
-        for reported in self.gathered(problem):
+        for reported in self.gathered([type(problem).__name__, str(problem)] if problem else None):
             if reported is not None:
-                raise reported
+                kind, message = reported
+                raise TRAVELS[kind](message)
         return result
 
     def once_a_node(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on one process of each node: its result, which must pickle, on all of them there.
+        """Run ``work`` on one process of each node: its result, plain data as for ``gathered``, on all of them there.
 
         Errors are those of ``guarded``.
         """
@@ -78,14 +83,16 @@ class Group:
         return cast(T, results[self.rank - self.local_rank])
 
     def gathered(self, value: T) -> list[T]:
-        """``value`` of every rank, in rank order."""
-        if self.world_size == 1:
-            return [value]
-        import torch.distributed as dist
+        """``value`` of every rank, in rank order: plain data, of which tuples come back as lists.
 
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.set_up_group)
-        return values
+        It travels as JSON: to unpickle what came over a network is to run it.
+        """
+        text = json.dumps(value).encode()
+        if self.world_size == 1:
+            return [json.loads(text)]
+        lengths = _exchange(len(text).to_bytes(8, "big"), self.set_up_group)
+        longest = max(int.from_bytes(length, "big") for length in lengths)
+        return [json.loads(text) for text in _exchange(text.ljust(longest), self.set_up_group)]
 
     def from_rank_zero(self, value: T) -> T:
         """Rank zero's ``value``, everywhere."""
@@ -119,9 +126,10 @@ class Group:
         import torch
         import torch.distributed as dist
 
-        shapes = self.from_rank_zero({name: (t.shape, t.dtype) for name, t in tensors.items()})
+        shapes = self.from_rank_zero({name: (list(t.shape), str(t.dtype)) for name, t in tensors.items()})
         result = {}
-        for name, (shape, dtype) in shapes.items():
+        for name, (shape, kind) in shapes.items():
+            dtype = getattr(torch, kind.removeprefix("torch."))
             # Contiguous: what is sent is memory, in whatever order it lies.
             tensor = tensors[name].to(self.device).contiguous() if self.is_rank_zero else None
             result[name] = torch.empty(shape, dtype=dtype, device=self.device) if tensor is None else tensor
@@ -213,6 +221,7 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
     patience = datetime.timedelta(seconds=settings.timeout)
     set_up_group: Any = None
     control_group: Any = None
+    unknown: list[int] = []
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -228,15 +237,27 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
         )
         if accelerator.num_processes > 1:
             set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+            unknown = handshake.strangers(
+                launcher.secret() or handshake.users_secret(),
+                accelerator.process_index,
+                partial(_exchange, group=set_up_group),
+            )
             # Only now: a day would also be the time that ranks wait for one that died while they met.
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
             set_timeout(datetime.timedelta(days=1), set_up_group)
-    except dist.DistError as error:
+    except RuntimeError as error:
+        if not ending.lost_contact(error):
+            raise
         raise FailedError(
             f"rank {launcher.launch_rank()} of {launcher.world_size()} did not meet all others at "
             f"{launcher.meeting_address()} ({first_line(error)}): see whether they started, and whether that address "
             "can be reached from every node"
         ) from None
+    if unknown:
+        raise FailedError(
+            f"rank {', '.join(map(str, unknown))} at {launcher.meeting_address()} is none of this job's: give every "
+            "process the same RANKZERO_SECRET, or find out who reached that address before the job did"
+        )
     return Group(
         accelerator=accelerator,
         device=accelerator.device,
@@ -246,6 +267,17 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
         set_up_group=set_up_group,
         control_group=control_group,
     )
+
+
+def _exchange(own: bytes, group: Any) -> list[bytes]:
+    """``own`` of every rank, in rank order; equally many bytes on all."""
+    import torch
+    import torch.distributed as dist
+
+    row = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+    rows = row.new_empty(dist.get_world_size(group), len(row))
+    dist.all_gather_into_tensor(rows.view(-1), row, group=group)
+    return [row.numpy().tobytes() for row in rows]
 
 
 def _keep_freed_memory() -> None:

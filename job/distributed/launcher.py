@@ -39,6 +39,11 @@ def meeting_address() -> str:
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
+def secret() -> bytes | None:
+    """What the launch, or the user, told every process of this job and nobody else."""
+    return os.environ["RANKZERO_SECRET"].encode() if os.environ.get("RANKZERO_SECRET") else None
+
+
 def run_name(config_name: str) -> str:
     """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

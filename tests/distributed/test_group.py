@@ -27,10 +27,10 @@ def one_of_four(rank: int, port: int, seen: Path) -> None:
             raise UserError("no data on the second node")
         return ""
 
-    where = ours.once_a_node(lambda: Path(f"made by {ours.rank}"))
+    where = ours.once_a_node(lambda: f"made by {ours.rank}")
     with pytest.raises(UserError, match="no data on the second node"):
         ours.once_a_node(fails_on_the_second_node)
-    (seen / str(rank)).write_text(str(where))
+    (seen / str(rank)).write_text(where)
     ours.close()
 
 
