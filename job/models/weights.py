@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import socket
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from job.config.errors import UserError, first_line
+from job.config.errors import UserError
 from job.config.settings import Model
 
+_MEND = "give a .safetensors or .pth state dict"
+_NO_WEIGHTS = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}
 
-def pretrained(settings: Model, model: nn.Module, *, download: bool) -> None:
+
+def pretrained(settings: Model, model: nn.Module, *, download: bool) -> list[str]:
     """Load ``settings.weights`` into ``model``; a last layer for another number of classes stays as it is.
 
-    Raises UserError when the file is not there, is damaged, or belongs to another model.
+    Returns what had to be undone, in words. Raises UserError when the file is not there, is damaged, or belongs to
+    another model.
     """
     path = fetch(settings, download=download)
-    if path is not None:
-        load(model, read(path), name=f"{settings.name} weights {path}", keep_head=True)
+    if path is None:
+        return []
+    state, said = _without_prefix(read(path), next(iter(model.state_dict())))
+    load(model, state, name=f"{settings.name} weights {path}", keep_head=True)
+    return said
 
 
 def fetch(settings: Model, *, download: bool) -> Path | None:
@@ -56,22 +64,57 @@ def fetch(settings: Model, *, download: bool) -> Path | None:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from .safetensors or, without unpickling anything else, from .pth.
+    """Tensors by name from safetensors or, without unpickling anything else, from a file of ``torch.save``.
 
-    Raises UserError when the file holds anything else.
+    What a training program put around them (``state_dict``, ``model``) is taken off. The content says what a file is,
+    not its name. Raises UserError when it holds anything else.
     """
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        with open(path, "rb") as file:
+            start = file.read(64)
+            file.seek(0)
+            if start[8:9] == b"{":
+                from safetensors.torch import load_file
 
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (here, and tensors only)
-    except Exception as error:
-        mend = "give a .safetensors or .pth state dict"
-        raise UserError(f"weights {path} cannot be read ({first_line(error)})", mend) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"weights {path}", "must hold a state dict: tensors by name")
-    return state
+                return load_file(path)
+            if start.startswith((b"PK", b"\x80")):
+                content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (here, and tensors only)
+                return _tensors(content, path)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read", error.strerror or str(error)) from None
+    except pickle.UnpicklingError:  # torch's own words are how to run what it refuses to
+        raise UserError(f"weights {path} hold more than tensors", "save the network's state_dict() alone") from None
+    except UserError:
+        raise
+    except Exception:
+        raise UserError(f"weights {path} are damaged, or no state dict", _MEND) from None
+    for sign, kind in _NO_WEIGHTS.items():
+        if start.lstrip().startswith(sign):
+            raise UserError(f"weights {path} are {kind}", "fetch the file itself")
+    raise UserError(f"weights {path} are no weights file", _MEND)
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    """The state dict in what was saved, or in an envelope around it."""
+    found = [content]
+    if isinstance(content, dict):
+        found += [content[key] for key in ("state_dict", "model_state_dict", "model") if key in content]
+    for state in found:
+        if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
+            return state
+    raise UserError(f"weights {path}", "must hold a state dict: tensors by name")
+
+
+def _without_prefix(state: dict[str, Tensor], first: str) -> tuple[dict[str, Tensor], list[str]]:
+    """``state`` without what a wrapper (``module.``, ``_orig_mod.``) put before every name, and what was done.
+
+    ``first``: the name of the network's first tensor.
+    """
+    prefix = next((name.removesuffix(first) for name in state if name.endswith(f".{first}")), "")
+    if not prefix or first in state or not all(name.startswith(prefix) for name in state):
+        return state, []
+    bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return bare, [f"weights without the {prefix!r} before each name"]
 
 
 def load(model: nn.Module, state: dict[str, Tensor], *, name: str, keep_head: bool = False) -> None:
@@ -92,6 +135,12 @@ def load(model: nn.Module, state: dict[str, Tensor], *, name: str, keep_head: bo
     if problems:
         more = f" and {len(problems) - 1} more" if len(problems) > 1 else ""
         raise UserError(f"{name} do not fit the model ({problems[0]}{more})", "set model.name to the one they are of")
+    for key, tensor in own.items():
+        if tensor.is_floating_point() != state[key].is_floating_point():
+            problem = f"{key} is {state[key].dtype}, not {tensor.dtype}"
+            raise UserError(f"{name} do not fit the model ({problem})", "give them as floating-point numbers")
+        if not state[key].to(tensor.dtype).isfinite().all():
+            raise UserError(f"{name} hold NaN or infinity ({key})", "the file is damaged, or its training diverged")
     model.load_state_dict(state)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -248,10 +249,11 @@ def _network(
     """
     size, classes = dataset.image_size, len(dataset.classes)
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+    said: list[str] = []
     if begins:
-        download = settings.data.download
-        group.guarded(lambda: weights.pretrained(settings.model, model, download=download), on=group.is_rank_zero)
-    said = form.fast(model, settings, image_size=size, device=group.device)
+        load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
+        said += group.guarded(load, on=group.is_rank_zero) or []
+    said += form.fast(model, settings, image_size=size, device=group.device)
     if saved is not None:
         weights.load(model, saved.model, name="the checkpoint's weights")
     return model.to(group.device), said

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from job.config.errors import UserError
 from job.config.settings import Model
@@ -77,32 +80,114 @@ class Canary:
         return (Path.touch, (Path("canary"),))
 
 
-@pytest.mark.parametrize("content", ["another model", "a pickle", "no file", "a list", "text", "torn"])
-def test_weights_that_do_not_fit_are_one_clear_error(
-    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def prefixed(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRAPPED = {
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "torch.compile": lambda state: prefixed(state, "_orig_mod."),
+    "both": lambda state: prefixed(state, "module._orig_mod."),
+    "Lightning": lambda state: {"state_dict": prefixed(state, "model."), "epoch": 3},
+    "torchvision": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3},
+    "parameters": lambda state: {name: nn.Parameter(tensor) for name, tensor in state.items()},
+    "double": lambda state: {name: tensor.double() for name, tensor in state.items()},
+    "NaN in a last layer that is left out": lambda state: (
+        state | {"fc3.weight": torch.full((7, 84), math.nan), "fc3.bias": torch.zeros(7)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.safetensors"])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_weights_are_found_in_what_training_programs_put_around_them(kind: str, name: str, tmp_path: Path) -> None:
+    state = build(seed=1).state_dict()
+    torch.save(WRAPPED[kind](state), tmp_path / name)
+    model = build(seed=2)
+    said = weights.pretrained(Model(weights=str(tmp_path / name)), model, download=False)
+    assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
+    assert bool(said) == (kind in ("DataParallel", "torch.compile", "both", "Lightning"))
+
+
+def test_what_a_file_is_called_does_not_matter_nor_which_of_torchs_two_formats_it_has(tmp_path: Path) -> None:
+    state = build(seed=1).state_dict()
+    torch.save(state, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "new.bin")
+    for name in "old.safetensors", "new.bin":
+        assert weights.digest(weights.read(tmp_path / name)) == weights.digest(state)
+
+
+def changed(name: str, value: object) -> Callable[[dict[str, Tensor]], object]:
+    def change(state: dict[str, Tensor]) -> object:
+        tensor = state[name].clone()
+        tensor.view(-1)[5] = value
+        return state | {name: tensor}
+
+    return change
+
+
+HEADER = b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+REFUSED = {
+    "another model": (lambda state: nn.Linear(2, 2).state_dict(), "do not fit the model"),
+    "a pickle": (lambda state: {"conv1.weight": Canary()}, "hold more than tensors"),
+    "a network": (lambda state: nn.Sequential(nn.Linear(3, 3)), "hold more than tensors"),
+    "a list": (lambda state: list(state.items()), "must hold a state dict"),
+    "nothing": (lambda state: {}, "must hold a state dict"),
+    "NaN": (changed("fc1.weight", math.nan), "NaN or infinity (fc1.weight)"),
+    "infinity": (changed("fc3.bias", -math.inf), "NaN or infinity (fc3.bias)"),
+    "beyond fp32": (
+        lambda state: {name: tensor.double() * 1e300 for name, tensor in state.items()},
+        "NaN or infinity (conv1.weight)",
+    ),
+    "int8": (lambda state: {name: (tensor * 99).to(torch.int8) for name, tensor in state.items()}, "is torch.int8"),
+    "complex": (
+        lambda state: {name: tensor.to(torch.complex64) for name, tensor in state.items()},
+        "is torch.complex64",
+    ),
+    "text": (b"hello", "no weights file"),
+    "no byte": (b"", "no weights file"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 553433881\n", "a Git LFS pointer"),
+    "HTML": (b"\n<!DOCTYPE html><html>Virus scan warning</html>", "a web page"),
+    "giant": (len(HEADER).to_bytes(8, "little") + HEADER, "damaged"),
+    "endless": ((2**62).to_bytes(8, "little") + b"{", "damaged"),
+    "torn": (None, "damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_weights_of_the_model_is_one_clear_error(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    content, words = REFUSED[kind]
     path = tmp_path / "weights.pth"
-    if content == "another model":
-        torch.save(nn.Linear(2, 2).state_dict(), path)
-    elif content == "a pickle":
-        torch.save({"conv1.weight": Canary()}, path)
-    elif content == "a list":
-        torch.save([torch.zeros(1)], path)
-    elif content == "text":
-        path.write_text("hello")
-    elif content == "torn":
-        torch.save(build().state_dict(), path)
-        path.write_bytes(path.read_bytes()[:1000])
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content(build().state_dict()) if content else build().state_dict(), path)
+        if content is None:
+            path.write_bytes(path.read_bytes()[:100_000])
     model = build()
     before = weights.digest(model.state_dict())
     with pytest.raises(UserError) as caught:
         weights.pretrained(Model(weights=str(path)), model, download=False)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
+    assert words in str(caught.value)
     assert weights.digest(model.state_dict()) == before
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("what", ["missing", "a folder", "a pipe"])
+def test_weights_that_are_no_file_are_one_clear_error(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a pipe":
+        os.mkfifo(path)
+    with pytest.raises(UserError, match="no such file"):
+        weights.pretrained(Model(weights=str(path)), build(), download=False)
 
 
 def test_a_network_without_imagenet_weights_says_so() -> None:
