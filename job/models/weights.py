@@ -66,8 +66,7 @@ def fetch(settings: Model, *, download: bool) -> Path | None:
 def read(path: Path) -> dict[str, Tensor]:
     """Tensors by name from safetensors or, without unpickling anything else, from a file of ``torch.save``.
 
-    What a training program put around them (``state_dict``, ``model``) is taken off. The content says what a file is,
-    not its name. Raises UserError when it holds anything else.
+    The content says what a file is, not its name. Raises UserError when it holds anything else.
     """
     try:
         with open(path, "rb") as file:
@@ -95,18 +94,18 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in what was saved, or in an envelope around it."""
-    found = [content]
+    """The state dict in what was saved; the name of an envelope around it comes before each tensor's."""
+    below = {"": content}
     if isinstance(content, dict):
-        found += [content[key] for key in ("state_dict", "model_state_dict", "model") if key in content]
-    for state in found:
+        below |= {f"{key}.": content[key] for key in ("state_dict", "model_state_dict", "model") if key in content}
+    for prefix, state in below.items():
         if isinstance(state, dict) and state and all(isinstance(tensor, Tensor) for tensor in state.values()):
-            return state
+            return {f"{prefix}{name}": tensor for name, tensor in state.items()}
     raise UserError(f"weights {path}", "must hold a state dict: tensors by name")
 
 
 def _without_prefix(state: dict[str, Tensor], first: str) -> tuple[dict[str, Tensor], list[str]]:
-    """``state`` without what a wrapper (``module.``, ``_orig_mod.``) put before every name, and what was done.
+    """``state`` without what a program (``state_dict.``, ``module.``) put before every name, and what was done.
 
     ``first``: the name of the network's first tensor.
     """
@@ -114,7 +113,7 @@ def _without_prefix(state: dict[str, Tensor], first: str) -> tuple[dict[str, Ten
     if not prefix or first in state or not all(name.startswith(prefix) for name in state):
         return state, []
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return bare, [f"weights without the {prefix!r} before each name"]
+    return bare, [f"weights found below {prefix.rstrip('.')}"]
 
 
 def load(model: nn.Module, state: dict[str, Tensor], *, name: str, keep_head: bool = False) -> None:

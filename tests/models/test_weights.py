@@ -106,7 +106,9 @@ def test_weights_are_found_in_what_training_programs_put_around_them(kind: str, 
     model = build(seed=2)
     said = weights.pretrained(Model(weights=str(tmp_path / name)), model, download=False)
     assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
-    assert bool(said) == (kind in ("DataParallel", "torch.compile", "both", "Lightning"))
+    below = {"DataParallel": "module", "torch.compile": "_orig_mod", "both": "module._orig_mod"}
+    below |= {"Lightning": "state_dict.model", "torchvision": "model"}
+    assert said == ([f"weights found below {below[kind]}"] if kind in below else [])
 
 
 def test_what_a_file_is_called_does_not_matter_nor_which_of_torchs_two_formats_it_has(tmp_path: Path) -> None:
