@@ -126,6 +126,10 @@ class Schedule:
     """shape after the warm-up: constant, half a cosine to 0, or straight up and straight down to 0"""
     warmup_epochs: float = _number(0, 0)
     """epochs of linear warm-up from 0; "onecycle" with 0 takes a fifth of the run"""
+    extended: Literal["finish", "restart", "stretch"] | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
+    """when train.epochs of a run has changed under cosine or onecycle: finish (the old schedule, then its last rate),
+    restart (the added epochs have a schedule of their own), stretch (the rest follows that of the new length: the rate
+    jumps); null: refused"""
 
 
 @dataclass(frozen=True, kw_only=True)

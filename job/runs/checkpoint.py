@@ -146,15 +146,19 @@ def newest_whole(
     older one is: the steps after it write the lost lines again. Says which ones are passed over and why.
     Raises UserError when there are some and none verifies.
     """
-    present = checkpoints(directory)
+    present, whole = checkpoints(directory), []
     for path in reversed(present):
         try:
             state = read(path)
-            if state.trainer["metrics_bytes"] > metrics_bytes:
-                raise ValueError("metrics.jsonl has lost lines that it knows of")
-            return state
+            if state.trainer["metrics_bytes"] <= metrics_bytes:
+                return state
+            whole.append(path)
+            raise ValueError("metrics.jsonl has lost lines that it knows of")
         except DAMAGED as error:
             say(f"passing over checkpoint {path.name}: {error}")
+    if whole:  # lines are worth less than weights
+        say(f"going on from checkpoint {whole[0].name} after all: the lines that metrics.jsonl has lost stay lost")
+        return read(whole[0])
     if present:
         raise UserError(
             f"none of the {len(present)} checkpoints in {directory} is whole",
@@ -220,6 +224,8 @@ def read(path: Path) -> State:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
     trainer = json.loads((path / "trainer.json").read_text())
+    if path.name != f"step-{trainer['step']:08d}":
+        raise ValueError(f"it is of step {trainer['step']}, unlike its name")
     if number != trainer["format"]:
         raise ValueError("its manifest is damaged")
     if number != FORMAT:

@@ -21,7 +21,7 @@ from job.runs.reader import checkpoints, evaluation, read_json
 from job.runs.records import Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EBADF)
 """what a file system answers that knows no locks, as Lustre does when mounted without them; the run goes on unlocked"""
 
 
@@ -48,7 +48,7 @@ class RunDirectory:
         self._compare(settings)
         self._metrics = -1
         self._size = 0
-        self._unwritten = b""
+        self._known = bytearray()
         self.listeners: list[Callable[[MetricsLine], None]] = []
         """what else is told of each line of ``metrics.jsonl``"""
 
@@ -91,8 +91,11 @@ class RunDirectory:
     def metrics_from(self, size: int) -> None:
         """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
         self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
-        os.ftruncate(self._metrics, size)
-        self._size = size
+        with open(self._metrics, "rb", closefd=False) as file:
+            self._known = bytearray(file.read(size))
+        del self._known[self._known.rfind(b"\n") + 1 :]  # where lines were lost
+        self._size = len(self._known)
+        os.ftruncate(self._metrics, self._size)
 
     def metrics_on_disk(self) -> int:
         """Bytes of ``metrics.jsonl``, before it is opened."""
@@ -101,7 +104,7 @@ class RunDirectory:
 
     def metric(self, line: MetricsLine) -> None:
         """Append one line to ``metrics.jsonl``, or keep it for later while the disk is full."""
-        self._unwritten += (json.dumps(line, allow_nan=False) + "\n").encode()
+        self._known += (json.dumps(line, allow_nan=False) + "\n").encode()
         with tolerating(*DISK_FULL):
             self._write_metrics()
         for listener in self.listeners:
@@ -113,16 +116,29 @@ class RunDirectory:
         os.fsync(self._metrics)
         return self._size
 
+    def mend_metrics(self) -> bool:
+        """Write ``metrics.jsonl`` anew where it was deleted, replaced or cut behind our back: whether it was.
+
+        Raises OSError when it cannot be written.
+        """
+        path = self.path / "metrics.jsonl"
+        ours = os.fstat(self._metrics)
+        if path.exists() and os.path.samestat(path.stat(), ours) and ours.st_size == self._size:
+            return False
+        write_whole(path, self._known.decode())
+        os.close(self._metrics)
+        self._metrics, self._size = os.open(path, os.O_RDWR), len(self._known)
+        return True
+
     def _write_metrics(self) -> None:
-        written = 0
+        written = self._size
         try:
-            while written < len(self._unwritten):
-                written += os.pwrite(self._metrics, self._unwritten[written:], self._size + written)
+            while written < len(self._known):
+                written += os.pwrite(self._metrics, self._known[written:], written)
         except OSError:
             os.ftruncate(self._metrics, self._size)  # no half lines
             raise
-        self._size += written
-        self._unwritten = b""
+        self._size = written
 
     def stopped(self, reason: str) -> None:
         """Record that the run was stopped for ``reason``, its state saved."""
@@ -147,18 +163,16 @@ class RunDirectory:
         self.status(state="finished")
 
     def _compare(self, settings: Config) -> None:
-        result = self.result
-        trained = result.get("epochs", 0) if result else 0
-        if trained > settings.train.epochs:
-            raise UserError(
-                f"train.epochs={settings.train.epochs}",
-                f"the finished run in {self.path} has trained {trained}; give as many or more, or another --run.dir",
-            )
+        if self.result and (trained := self.result.get("epochs", 0)):
+            require_epochs(settings, before=trained, begun=trained)
+        self._settings = settings
         file = self.path / "config.yaml"
-        if not file.exists():
-            return
-        saved = command_line.from_dict(command_line.load_yaml(file.read_text(), str(file)), str(file))
-        changed = differences(saved, settings)
+        if file.exists():
+            self.require_settings(command_line.load_yaml(file.read_text(), str(file)), str(file))
+
+    def require_settings(self, saved: dict[str, Any], name: str) -> None:
+        """Raise UserError, with the difference, where the settings ``saved`` in ``name`` are of another run."""
+        changed = differences(command_line.from_dict(saved, name), self._settings)
         if changed:
             raise UserError(
                 f"run directory {self.path} holds a run of another configuration ({'; '.join(changed)})",
@@ -184,18 +198,35 @@ def choose(path: str | None, name: str, *, same_job: bool) -> Path:
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
 
 
+def require_epochs(settings: Config, *, before: int, begun: int) -> None:
+    """Raise UserError where a run that was to train ``before`` epochs, and has ``begun`` so many, cannot go on so."""
+    epochs, schedule = settings.train.epochs, settings.schedule
+    if begun > epochs:
+        mend = f"this run has trained {begun}, the last perhaps in part; give as many or more, or another --run.dir"
+        raise UserError(f"train.epochs={epochs}", mend)
+    if epochs != before and schedule.name != "constant" and schedule.extended is None:
+        raise UserError(
+            f"train.epochs={epochs}, but schedule.name={schedule.name} was laid out for {before}",
+            "say what is wanted by schedule.extended: finish, restart or stretch",
+        )
+
+
 def leave_failure(path: Path, rank: int, message: str) -> None:
     """Let rank zero know why this rank ends, if this machine sees the run directory."""
     with contextlib.suppress(OSError):
         write_whole(path / f"failure-{rank}.txt", message + "\n")
 
 
-def _lock(path: Path) -> TextIO:
-    """Hold ``path`` locked until this process ends, however it ends."""
-    file = open(path, "a+")  # noqa: SIM115 (open as long as the process)
+def _lock(path: Path) -> tuple[int, TextIO]:
+    """Hold ``path``, and the directory that it lies in, locked until this process ends, however it ends.
+
+    The directory too: a file can be deleted. The file too: NFS locks no directories.
+    """
+    file, directory = open(path, "a+"), os.open(path.parent, os.O_RDONLY)  # noqa: SIM115 (open as long as the process)
     try:
-        with tolerating(*NO_LOCKS):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for each in (directory, file.fileno()):
+            with tolerating(*NO_LOCKS):
+                fcntl.flock(each, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
         owner = file.read().strip() or "another process"
@@ -203,7 +234,7 @@ def _lock(path: Path) -> TextIO:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
-    return file
+    return directory, file
 
 
 @contextlib.contextmanager

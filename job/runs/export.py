@@ -77,7 +77,8 @@ def export(model: Classifier, into: Path) -> list[Path]:
         files.save_weights(saved, model.network.state_dict())
         files.write_whole(described, json.dumps(about, indent=1) + "\n")
         dynamic = {"pixels": {0: torch.export.Dim("images", min=1)}}
-        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), program)
+        with files.whole(program) as temporary, open(temporary, "wb") as file:
+            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=dynamic), file)
     except OSError as error:
         raise UserError(f"{into} cannot be written ({error.strerror})", "give another directory to --export") from None
     _check(model, saved, program)

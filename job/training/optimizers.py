@@ -49,10 +49,16 @@ def clip(parameters: Sequence[nn.Parameter], largest: float) -> None:
     nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
 
-def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
-    """The rate of optimizer step ``step``, counted from 0: a pure function, so there is no schedule to save."""
+def learning_rate(settings: Config, step: int, steps_per_epoch: int, stretches: Sequence[Sequence[int]] = ()) -> float:
+    """The rate of optimizer step ``step``, counted from 0.
+
+    ``stretches``: the [first, last) epoch of each that a schedule was laid out for; by default the whole run is one.
+    """
     peak, name = settings.optimizer.learning_rate, settings.schedule.name
-    total = settings.train.epochs * steps_per_epoch
+    began = [stretch for stretch in stretches if stretch[0] * steps_per_epoch <= step]
+    first, last = began[-1] if began and name != "constant" else (0, settings.train.epochs)
+    total = (last - first) * steps_per_epoch
+    step = min(step - first * steps_per_epoch, total - 1)
     warm = settings.schedule.warmup_epochs * steps_per_epoch
     if name == "onecycle" and warm == 0:
         warm = 0.2 * total
@@ -62,3 +68,14 @@ def learning_rate(settings: Config, step: int, steps_per_epoch: int) -> float:
     if name == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * share))
     return peak * (1 - share) if name == "onecycle" else peak
+
+
+def extended(stretches: list[list[int]], before: int, settings: Config) -> list[list[int]]:
+    """``stretches`` of ``learning_rate`` when a run of ``before`` epochs goes on with another number of them."""
+    epochs, how = settings.train.epochs, settings.schedule.extended
+    if epochs > before and how == "restart":
+        return [*stretches, [before, epochs]]
+    if epochs != before and how == "stretch":
+        begun = [stretch for stretch in stretches if stretch[0] < epochs]
+        return [*begun[:-1], [begun[-1][0], epochs]]
+    return stretches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from job.config.errors import DivergedError, FailedError, UserError
 from job.config.settings import Config
@@ -12,8 +13,9 @@ from job.display.console import Console
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
-from job.runs.directory import DISK_FULL, RunDirectory
+from job.runs.directory import DISK_FULL, RunDirectory, require_epochs
 from job.runs.records import MetricsLine
+from job.training.optimizers import extended
 
 
 class Saving:
@@ -38,20 +40,28 @@ class Saving:
         """
         assert self._directory is not None
         state = self.checkpoints.load(metrics_bytes=self._directory.metrics_on_disk())
-        epochs = self._settings.train.epochs
         if state is not None and state.trainer["data"] != fingerprint:
             raise UserError(
                 "the data set is not the one that this run began with (its content differs)",
                 "bring the old one back, or give another --run.dir",
             )
-        if state is not None and state.trainer["epoch"] > epochs + 1:
-            raise UserError(
-                f"train.epochs={epochs}",
-                f"this run has trained {state.trainer['epoch'] - 1} epochs; give as many or more, or another --run.dir",
-            )
+        if state is not None:
+            self._go_on(state.trainer)
         self._directory.metrics_from(state.trainer["metrics_bytes"] if state else 0)
         self._saved_at = state.trainer["step"] if state else 0
         return state
+
+    def _go_on(self, trainer: dict[str, Any]) -> None:
+        """Refuse to go on from ``trainer`` under other settings; lay learning rates out for other epochs."""
+        assert self._directory is not None
+        before, epochs = trainer["config"]["train"]["epochs"], self._settings.train.epochs
+        self._directory.require_settings(trainer["config"], "its newest checkpoint")
+        begun = trainer["epoch"] - (trainer["images"] == 0)
+        require_epochs(self._settings, before=before, begun=begun)
+        trainer["schedule"] = extended(trainer.get("schedule", [[0, before]]), before, self._settings)
+        if before != epochs and self._settings.schedule.name != "constant":
+            how = f"schedule.extended={self._settings.schedule.extended}"
+            self._console.say(f"train.epochs {before} -> {epochs}: learning rates by {how}")
 
     def due(self, step: int, ended: int | None) -> bool:
         """Whether the state after optimizer step ``step`` is to be saved; ``ended`` is the epoch that ends there."""
@@ -79,6 +89,8 @@ class Saving:
     def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:
         self.look_after(finish=final)
         with self._writing(f"checkpoint at step {step}", needed=final):
+            if self._directory is not None and self._directory.mend_metrics():
+                self._console.warn("metrics.jsonl was deleted or changed from outside: written again")
             if self._saved_at != step and self.checkpoints.save(state()):
                 self._saved_at = step
         if final:

@@ -51,6 +51,8 @@ class Progress:
     """sum of losses over the images of this epoch that stand in training lines"""
     skipped: int = 0
     """steps that fp16's loss scaling left out"""
+    schedule: list[list[int]] = field(default_factory=list)
+    """[first, last) epoch of each stretch that learning rates were laid out for"""
     best: ValidationLine | None = None
     """the validation record with the highest accuracy so far"""
 
@@ -83,7 +85,7 @@ class Trainer:
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
         self.step = Step(settings, self.model, self.batches["train"], group, choices, self.console.warn)
-        self.progress = Progress()
+        self.progress = Progress(schedule=[[0, settings.train.epochs]])
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
             tensors = group.broadcast(saved.optimizer if saved else {})
@@ -138,7 +140,10 @@ class Trainer:
 
     def _step(self, parts: list[Part]) -> Tensor:
         number = self.progress.step
-        return self.step(parts, number, learning_rate(self.settings, number, self.steps_per_epoch))
+        return self.step(parts, number, self._rate(number))
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.settings, step, self.steps_per_epoch, self.progress.schedule)
 
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
@@ -169,7 +174,7 @@ class Trainer:
             "step": progress.step,
             "epoch": progress.epoch,
             "loss": total / images if images else None,
-            "learning_rate": learning_rate(self.settings, progress.step - 1, self.steps_per_epoch),
+            "learning_rate": self._rate(progress.step - 1),
             "images_per_second": round(images / (now - self._last_line), 1),
         }
         if progress.skipped:

@@ -63,6 +63,46 @@ def test_epochs_are_added_to_an_unfinished_and_to_a_finished_run(start, undistur
     same(run, undisturbed())
 
 
+def test_under_a_cosine_other_epochs_go_on_as_schedule_extended_says_or_not_at_all(start, tmp_path) -> None:
+    run, cosine = tmp_path / "run", ("--schedule.name", "cosine", "--run.log_every", "4")
+    assert start("--train.epochs", "1", *cosine).wait() == [0]
+    before = content(run)
+    job = start("--train.epochs", "2", *cosine)
+    assert job.wait() == [2]
+    assert "schedule.extended" in job.output
+    assert content(run) == before
+    arguments = ("--train.epochs", "2", *cosine, "--schedule.extended", "restart")
+    assert start(*arguments, faults=[{"do": "kill", "at": "step", "n": 18}]).wait() == [-9]
+    assert start(*arguments).wait() == [0]
+    rates = [line["learning_rate"] for line in metrics(run) if line["split"] == "train"]
+    assert rates[: len(rates) // 2] == rates[len(rates) // 2 :], "the added epoch has a schedule of its own"
+
+
+def test_without_config_yaml_the_checkpoint_tells_another_configuration_and_fewer_epochs(start, tmp_path) -> None:
+    assert start(faults=[{"do": "term", "at": "step", "n": 30}]).wait() == [75]
+    (tmp_path / "run" / "config.yaml").unlink()
+    for arguments, shown in (
+        (("--optimizer.learning_rate", "0.1"), "0.001 -> 0.1"),
+        (("--train.epochs", "2"), "has trained 3"),
+    ):
+        job = start(*arguments)
+        assert job.wait() == [2], job.output
+        assert shown in job.output
+        (tmp_path / "run" / "config.yaml").unlink(missing_ok=True)
+
+
+def test_metrics_that_are_deleted_behind_a_live_run_are_written_again(start, undisturbed, same, tmp_path) -> None:
+    run = tmp_path / "run"
+    job = start(faults=[{"do": "slow", "at": "step", "n": None}])
+    job.wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run))
+    (run / "metrics.jsonl").unlink()
+    (run / "run.lock").unlink()
+    assert start().wait() == [2], "the directory itself is locked"
+    assert job.wait() == [0]
+    assert "written again" in job.output
+    same(run, undisturbed())
+
+
 def test_a_finished_run_is_shown_again_and_not_touched(start, undisturbed, tmp_path) -> None:
     run = tmp_path / "run"
     shutil.copytree(undisturbed(), run)
