@@ -12,6 +12,8 @@ from job.runs.reader import Record
 
 MOST_DRAWN = 6
 """runs up to which a figure tells them apart"""
+MOST_SIDE_BY_SIDE = 12
+"""runs up to which every pair is shown, and a column of each fits; ``comparison.json`` has all"""
 
 _PUBLISHED = "The published numbers are the reference notebook's, for all classes together; it gives none per class."
 
@@ -29,7 +31,11 @@ class Table(NamedTuple):
 def tables(comparison: Record) -> list[Table]:
     """All tables of the content of ``comparison.json``."""
     runs, repetitions, pairs = (comparison[part] for part in ("runs", "repetitions", "pairs"))
-    shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs), _classes(comparison)]
+    few, note = len(runs) <= MOST_SIDE_BY_SIDE, "for each pair by itself."
+    if not few:
+        best = max(runs, key=lambda run: run["accuracy"])["name"]
+        pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
+    shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
     return [table for table in shown if table.rows]
 
 
@@ -107,7 +113,7 @@ def _repetitions(groups: list[Record]) -> Table:
     return _table("over", "Over seeds", rows, "Runs of the same recipe that differ in nothing but the seed.")
 
 
-def _pairs(pairs: list[Record]) -> Table:
+def _pairs(pairs: list[Record], which: str) -> Table:
     rows = [
         {
             "first / second": f"{pair['first']} / {pair['second']}",
@@ -118,8 +124,7 @@ def _pairs(pairs: list[Record]) -> Table:
         }
         for pair in pairs
     ]
-    note = "McNemar's test, exact and two-sided, for each pair by itself."
-    return _table("pairs", "Pairs of runs on the same images", rows, note)
+    return _table("pairs", "Pairs of runs on the same images", rows, f"McNemar's test, exact and two-sided, {which}")
 
 
 def _classes(comparison: Record) -> Table:

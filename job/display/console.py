@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from job.display.text import duration, hardest_named, mistake, percent, rounded
+from job.display.text import duration, hardest, hardest_named, mistake, percent, rounded
 from job.runs.records import ClassRow, Evaluation
 
 PLAIN_EVERY = 30.0
@@ -119,6 +119,8 @@ class Console:
             self._log.write(line + "\n")
 
 
+MOST_CLASSES, HARDEST = 100, 25
+"""with more classes than that a terminal shows so many; ``evaluation.json`` has all"""
 _COLUMNS: dict[str, tuple[int, Callable[[ClassRow], str]]] = {
     "accuracy": (10, lambda row: percent(row["accuracy"])),
     "95% interval": (17, lambda row: " - ".join(map(percent, row["interval"] or (None, None)))),
@@ -133,11 +135,14 @@ _COLUMNS: dict[str, tuple[int, Callable[[ClassRow], str]]] = {
 def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") -> Table:
     """Accuracy per class with bars of ``block``; what matters less goes first where ``width`` columns are few."""
     low, high = result["interval"]
+    rows, few = result["classes"], ""
+    if len(rows) > MOST_CLASSES:
+        rows, few = hardest(result)[:HARDEST], f"; the hardest {HARDEST} of {len(rows):,} classes"
     table = plain_table(
         f"{result['split']}: {result['accuracy']:.2%} of {result['images']:,} images "
-        f"(95% interval {low:.2%} to {high:.2%}), loss {result['loss']:.4f}"
+        f"(95% interval {low:.2%} to {high:.2%}), loss {result['loss']:.4f}{few}"
     )
-    name_width = min(max(len(row["name"]) for row in result["classes"]), max(8, width - 24))
+    name_width = min(max(len(row["name"]) for row in rows), max(8, width - 24))
     room = width - name_width - 13  # less the bar
     table.add_column("class", width=name_width, no_wrap=True)
     shown = []
@@ -147,7 +152,7 @@ def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") 
             shown.append(value)
             table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for row in result["classes"]:
+    for row in rows:
         bar = Text(block * round(10 * (row["accuracy"] or 0)), style="cyan")
         table.add_row(Text(row["name"], overflow="ellipsis"), *(value(row) for value in shown), bar)
     return table

@@ -19,6 +19,7 @@ from job.runs.records import Evaluation
 
 LONGEST = 18  # characters of a class name beside an axis
 MOST_POINTS = 400  # of a curve: more cannot be seen, and would make the page heavy
+MOST_BARS = 100  # classes: a page is not endless
 MOST_COUNTS = 25  # classes up to which a confusion matrix has room for its counts
 
 
@@ -103,7 +104,7 @@ def throughput(run: Run) -> Figure:
 
 def classes(result: Evaluation, published: float | None = None) -> Figure:
     """Accuracy per class as bars with 95% intervals, the hardest first; ``result`` is of ``evaluation.json``."""
-    rows = hardest(result)
+    rows = hardest(result)[:MOST_BARS]
     figure = Figure(figsize=(5.2, 1 + 0.25 * len(rows)))
     axes = figure.subplots()
     axes.grid(False)
@@ -144,9 +145,9 @@ def compared(comparison: Record) -> Figure:
     return figure
 
 
-def confusion(result: Evaluation) -> Figure:
-    """The confusion matrix as a heat map, coloured by the share of the true class; ``result`` as for ``classes``."""
-    matrix = np.array(result["confusion_matrix"], np.int64)  # [true, predicted]
+def confusion(result: Evaluation, counts: list[list[int]]) -> Figure:
+    """The confusion matrix ``counts`` as a heat map, coloured by the share of the true class."""
+    matrix = np.array(counts, np.int64)  # [true, predicted]
     shares = row_shares(matrix)
     count = len(matrix)
     names = [shortened(row["name"], LONGEST) for row in result["classes"]]

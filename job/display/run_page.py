@@ -53,14 +53,16 @@ def write(path: Path) -> Path:
     """
     run = reader.read(path)
     published, page = reference.published(run), path / "report.html"
-    result = run.evaluation
+    result, matrix = run.evaluation, None
     shown: dict[str, list[Shown]] = {"grid": [], "mistakes": []}
     (path / "figures").mkdir(exist_ok=True)
     with theme.style():
         drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)}
         drawn["accuracy"] = figures.accuracy(run, published)
         if result:
-            drawn |= {"classes": figures.classes(result, published), "confusion_matrix": figures.confusion(result)}
+            drawn["classes"] = figures.classes(result, published)
+            matrix = result.get("confusion_matrix")
+            drawn |= {"confusion_matrix": figures.confusion(result, matrix)} if matrix else {}
             shown |= {name: _shown(result, some) for name, some in samples.read(path).items()}
         for name, some in shown.items():
             if some:
@@ -69,15 +71,14 @@ def write(path: Path) -> Path:
         svgs = {name: theme.to_svg(drawn[name], name, _spoken(run, name)) for name in EMBEDDED if name in drawn}
     for name, png in pngs.items():
         (path / "figures" / f"{name}.png").write_bytes(png)
-    few = result is not None and len(result["classes"]) <= figures.MOST_COUNTS
     html = theme.render(
         "report.html.jinja",
         run=run,
         result=result or {},
         published=published,
         svgs=svgs,
-        heat=_heat(result["confusion_matrix"]) if result and few else [],
-        heat_image="" if few or not result else _embedded(pngs["confusion_matrix"]),
+        heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
+        heat_image=_embedded(pngs["confusion_matrix"]) if matrix else "",
         shown=shown,
         config=(path / "config.yaml").read_text(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.config import command_line
 from job.config.errors import UserError
-from job.config.settings import flat, recipe
+from job.config.settings import Config, flat, recipe, to_dict
 from job.evaluation import predictions, reference
 from job.runs import reader
 from job.runs.reader import Run
@@ -69,13 +69,16 @@ def _require_same_data(first: Finished, other: Finished) -> None:
 
 def compare(runs: Sequence[Finished]) -> dict[str, Any]:
     """The content of ``comparison.json``. Differences are second less first of two runs."""
+    right = np.stack([one.right for one in runs]).astype(np.float32)
+    only = (right @ (1 - right).T).astype(np.int64)  # [first, second]: images that only the first gets right
+    pairs = itertools.combinations(range(len(runs)), 2)
     return {
         "runs": [_facts(one) for one in runs],
         "classes": [
             {"name": rows[0]["name"], "accuracy": [row["accuracy"] for row in rows]}
             for rows in zip(*(one.result["classes"] for one in runs), strict=True)
         ],
-        "pairs": [_pair(a, b) for a, b in itertools.combinations(runs, 2)],
+        "pairs": [_pair(runs[a], runs[b], int(only[a, b]), int(only[b, a])) for a, b in pairs],
         "repetitions": repetitions(runs),
     }
 
@@ -102,8 +105,7 @@ def _facts(one: Finished) -> dict[str, Any]:
     }
 
 
-def _pair(a: Finished, b: Finished) -> dict[str, Any]:
-    only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
+def _pair(a: Finished, b: Finished, only_a: int, only_b: int) -> dict[str, Any]:
     return {
         "first": a.name,
         "second": b.name,
@@ -122,10 +124,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
     chi-squared approximation, which images in the thousands do not call for.
     """
     total, fewer = only_first + only_second, min(only_first, only_second)
-    # C(total, 0) + ... + C(total, fewer), each from the one before
-    tail = sum(itertools.accumulate(range(fewer), lambda term, i: term * (total - i) // (i + 1), initial=1))
-    share: float = 2 * tail / 2**total
-    return min(1.0, share)
+    # (C(total, 0) + ... + C(total, fewer)) / 2^total by logarithms: the whole numbers have thousands of digits.
+    i = np.arange(fewer)
+    terms = np.concatenate([[0.0], np.cumsum(np.log((total - i) / (i + 1)))]) - total * math.log(2)
+    return min(1.0, 2 * float(np.exp(terms).sum()))
 
 
 def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
@@ -150,7 +152,6 @@ def _spread(by_seed: dict[Any, Finished]) -> dict[str, Any]:
 
 def _recipe(settings: reader.Record) -> dict[str, Any]:
     """What repetitions share; settings of an earlier version of this program have what was added since."""
-    try:
-        return recipe(command_line.from_dict(settings, ""))
-    except UserError:
-        return flat(settings)
+    given, known = flat(settings), flat(to_dict(Config()))
+    shared = {key: given.get(key, default) for key, default in recipe(Config()).items()}
+    return shared | {key: value for key, value in given.items() if key not in known}

@@ -1,4 +1,4 @@
-"""Everything per class, of one confusion matrix."""
+"""Everything per class, of the counts of one confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ import torch
 from torch import Tensor
 
 from job.evaluation.predictions import Predictions
-from job.runs.records import Confusion, Evaluation, Origin
+from job.runs.records import Confusion, Evaluation, Matrix, Origin
+
+MOST_IN_MATRIX = 200
+"""classes up to which ``evaluation.json`` has a confusion matrix whole; it grows with their square"""
 
 
-def confusion_matrix(predictions: Predictions, classes: int) -> Tensor:
-    """[classes, classes] int64 counts; rows are true classes, columns predicted ones."""
-    flat = predictions.labels * classes + predictions.predicted
-    return torch.bincount(flat, minlength=classes * classes).view(classes, classes)
+def confusions(predictions: Predictions, classes: int) -> Tensor:
+    """The cells of the confusion matrix that are not 0: [cells, 3] int64 of true class, predicted class, images."""
+    cells, images = (predictions.labels * classes + predictions.predicted).unique(return_counts=True)
+    return torch.stack([cells // classes, cells % classes, images], dim=1)
 
 
 def class_accuracy(predictions: Predictions, classes: int) -> list[float | None]:
     """Share of each class's images that are predicted right; None without images."""
-    matrix = confusion_matrix(predictions, classes)
-    return [_ratio(*pair) for pair in zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True)]
+    _, images, correct = _counts(predictions, classes)
+    return list(map(_ratio, correct, images))
 
 
 def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **origin: Unpack[Origin]) -> Evaluation:
     """The content of ``evaluation.json``. A ratio without a denominator is None."""
-    matrix = confusion_matrix(predictions, len(classes))
-    interval = wilson_interval(int(matrix.trace()), len(predictions.labels))
+    predicted, images, correct = _counts(predictions, len(classes))
+    interval = wilson_interval(sum(correct), len(predictions.labels))
     assert interval is not None
-    images, predicted, correct = matrix.sum(1).tolist(), matrix.sum(0).tolist(), matrix.diagonal().tolist()
+    cells = confusions(predictions, len(classes))
     return {
         "split": split,
         "images": len(predictions.labels),
@@ -50,15 +53,15 @@ def report(predictions: Predictions, classes: tuple[str, ...], *, split: str, **
             }
             for i, name in enumerate(classes)
         ],
-        "confusion_matrix": matrix.tolist(),
-        "top_confusions": top_confusions(matrix, classes),
+        **_matrix(cells, len(classes)),
+        "top_confusions": top_confusions(cells, classes),
     }
 
 
-def top_confusions(matrix: Tensor, classes: tuple[str, ...], most: int = 10) -> list[Confusion]:
-    """The most frequent mistakes: true class, predicted class, images."""
-    cells = [(-n, t, p) for t, row in enumerate(matrix.tolist()) for p, n in enumerate(row) if t != p and n]
-    return [{"true": classes[t], "predicted": classes[p], "images": -n} for n, t, p in sorted(cells)[:most]]
+def top_confusions(cells: Tensor, classes: tuple[str, ...], most: int = 10) -> list[Confusion]:
+    """The most frequent mistakes of ``confusions``: true class, predicted class, images."""
+    mistakes = sorted((-n, t, p) for t, p, n in cells.tolist() if t != p)
+    return [{"true": classes[t], "predicted": classes[p], "images": -n} for n, t, p in mistakes[:most]]
 
 
 def wilson_interval(correct: int, images: int, z: float = 1.959963984540054) -> list[float] | None:
@@ -72,6 +75,22 @@ def wilson_interval(correct: int, images: int, z: float = 1.959963984540054) -> 
     low = 0.0 if correct == 0 else max(0.0, centre - half)
     high = 1.0 if correct == images else min(1.0, centre + half)
     return [low, high]
+
+
+def _matrix(cells: Tensor, classes: int) -> Matrix:
+    if classes > MOST_IN_MATRIX:
+        return {"confusions": cells.tolist()}
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    matrix[cells[:, 0], cells[:, 1]] = cells[:, 2]
+    return {"confusion_matrix": matrix.tolist()}
+
+
+def _counts(predictions: Predictions, classes: int) -> tuple[list[int], list[int], list[int]]:
+    """Of each class, how often it was predicted, its images, and those that are predicted right."""
+    right = predictions.labels[predictions.labels == predictions.predicted]
+    of_class = (predictions.predicted, predictions.labels, right)
+    predicted, images, correct = (torch.bincount(found, minlength=classes).tolist() for found in of_class)
+    return predicted, images, correct
 
 
 def _ratio(numerator: int, denominator: int) -> float | None:

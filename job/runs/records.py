@@ -81,7 +81,16 @@ class Origin(TypedDict):
     """the data set's fingerprint"""
 
 
-class Evaluation(Origin):
+class Matrix(TypedDict, total=False):
+    """Images by true and predicted class, in one of two forms."""
+
+    confusion_matrix: list[list[int]]
+    """[true, predicted]"""
+    confusions: list[list[int]]
+    """[true, predicted, images] of each cell that is not 0, with more than 200 classes"""
+
+
+class Evaluation(Origin, Matrix):
     """``evaluation.json``, and ``evaluation-<split>.json`` of job/evaluate.py."""
 
     split: str
@@ -90,8 +99,6 @@ class Evaluation(Origin):
     accuracy: float
     interval: list[float]
     classes: list[ClassRow]
-    confusion_matrix: list[list[int]]
-    """[true, predicted]"""
     top_confusions: list[Confusion]
 
 

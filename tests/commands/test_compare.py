@@ -11,6 +11,7 @@ from support import run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
+from job import compare
 from job.data.cifar10 import CLASSES as CIFAR10
 from job.display import comparison_page
 from job.evaluation import comparison
@@ -134,6 +135,19 @@ def test_the_tables_go_where_markdown_points_be_it_a_pipe_or_a_link(runs: dict[s
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "link.md").is_symlink()
     assert "| small-1 |" in (tmp_path / "target.md").read_text()
+
+
+def test_of_many_runs_each_stands_beside_the_best_and_the_file_has_all_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [run_directories.write(tmp_path / f"{i}", images=100, skill=0.3 + 0.02 * i, seed=i) for i in range(14)]
+    assert compare.main([*map(str, many), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert len(found["pairs"]) == 14 * 13 // 2
+    best = max(found["runs"], key=lambda run: run["accuracy"])["name"]
+    shown = [line for line in capsys.readouterr().out.splitlines() if " / " in line and "first /" not in line]
+    assert len(shown) == 13
+    assert all(best in line.split() for line in shown)
 
 
 def test_a_file_that_cannot_be_written_is_named_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -35,6 +36,21 @@ def test_the_report_counts_what_a_person_would_count() -> None:
     assert (empty["images"], empty["accuracy"], empty["precision"], empty["interval"]) == (0, None, None, None)
     assert result["top_confusions"][0] == {"true": "cat", "predicted": "dog", "images": 2}
     json.dumps(result, allow_nan=False)
+
+
+def test_with_thousands_of_classes_the_matrix_is_kept_by_its_cells_which_are_no_more_than_images() -> None:
+    labels, said = (
+        torch.arange(4000) % 3000,
+        torch.randint(0, 3000, (4000,), generator=torch.Generator().manual_seed(1)),
+    )
+    said[:1000] = labels[:1000]
+    many = Predictions(said, torch.full((4000,), 0.5), torch.ones(4000), labels)
+    result = metrics.report(many, tuple(map(str, range(3000))), split="test", world_size=1)
+    assert "confusion_matrix" not in result
+    counted = Counter(zip(labels.tolist(), said.tolist(), strict=True))
+    assert {(true, predicted): images for true, predicted, images in result["confusions"]} == counted
+    assert sum(row["correct"] for row in result["classes"]) == int((labels == said).sum())
+    assert len(json.dumps(result)) < 1e6
 
 
 @pytest.mark.parametrize(
