@@ -9,6 +9,7 @@ Pillow spends most in Python.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import pickle
@@ -21,10 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "TIFF", "WEBP", "JPEG2000")
 """not all that Pillow knows: for some, such as EPS, it starts other programs"""
+LARGEST = 1 << 30
+"""bytes of an image file; what has more, such as a film, is not read"""
+TOO_LARGE = "more than 1 GiB"
+
+Image.MAX_IMAGE_PIXELS = 1 << 28  # telephones make 200 million
+_HUGE = 89_478_485  # pixels, Pillow's own limit; smaller images keep the bits that they always became
 
 Encoded = bytes | Path
 """an image file's bytes, or where to read them"""
@@ -44,14 +51,19 @@ def read(encoded: Encoded, size: int) -> bytes:
 
     See ``to_rgb`` for what becomes of other kinds of images. Resizing is bilinear over all pixels that a new one
     covers. Raises ``ValueError`` with the reason for anything that is not a whole image, of one of
-    ``FORMATS`` and with at most ``Image.MAX_IMAGE_PIXELS`` pixels.
+    ``FORMATS``, with at most ``LARGEST`` bytes and ``Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.simplefilter("ignore", UserWarning)  # on odd metadata
             content = _content(encoded)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened, contextlib.ExitStack() as alone:
+                if opened.width * opened.height > _HUGE:
+                    opened.draft(None, (4 * size, 4 * size))  # a JPEG can be read at an eighth of its size
+                    lock = alone.enter_context(open(__file__))  # others take up to 4 GB: one at a time on a machine
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(lock, fcntl.LOCK_EX)
                 image = to_rgb(opened)
                 if image.size != (size, size):
                     image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -63,12 +75,16 @@ def read(encoded: Encoded, size: int) -> bytes:
 def to_rgb(image: Image.Image) -> Image.Image:
     """An upright RGB image, 8 bits a channel, of whatever Pillow has opened.
 
-    The orientation that a camera noted (EXIF) is applied. Grey and palette images become RGB; transparent ones lie
-    on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an animation the first
-    frame. Raises ``ValueError`` for floating-point images, whose range nobody knows.
+    The orientation that a camera noted (EXIF) is applied, if it can be read. Grey and palette images become RGB;
+    transparent ones lie on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an
+    animation the first frame. Raises ``ValueError`` for floating-point images, whose range nobody knows.
     """
-    if image.getexif().get(0x0112, 1) != 1:  # orientation
-        image = ImageOps.exif_transpose(image)
+    image.load()  # in a PNG the orientation may come after the pixels, whose faults are not to be passed over
+    turn = None
+    with contextlib.suppress(Exception):  # Pillow raises nearly anything on broken EXIF
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "RGB":
         return image
     if image.mode == "F":
@@ -79,6 +95,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""what makes an image upright, by its orientation in EXIF; ``ImageOps.exif_transpose`` stumbles over other entries"""
 
 
 @contextlib.contextmanager
@@ -135,7 +163,10 @@ def _content(encoded: Encoded) -> bytes:
     if isinstance(encoded, Path):
         if encoded.exists() and not encoded.is_file():  # a pipe would never end
             raise ValueError("not an ordinary file")
-        encoded = encoded.read_bytes()
+        if encoded.stat().st_size <= LARGEST:
+            encoded = encoded.read_bytes()
+    if isinstance(encoded, Path) or len(encoded) > LARGEST:
+        raise ValueError(TOO_LARGE)
     if not encoded:
         raise ValueError("empty file")
     return encoded

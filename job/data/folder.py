@@ -93,13 +93,17 @@ def _read_all(
             advance(member.cost)
             if (path := layout.locate(member)) is None or member.content is None:
                 continue
+            if isinstance(member.content, str):
+                unreadable[path[0]].append(f"{'/'.join(path)} ({member.content})")
+                continue
             paths.append(path)
             block.append(member.content)
             held += len(member.content) if isinstance(member.content, bytes) else 0
             if len(block) == _BLOCK or held >= _BLOCK_BYTES:
                 queue.append((paths, read(block)))
+                # bounds the memory, whatever the disk and the decoders do
+                collect(2 * processes if held < 2 * _BLOCK_BYTES else 0)
                 paths, block, held = [], [], 0
-                collect(2 * processes)  # bounds the memory, whatever the disk and the decoders do
         queue.append((paths, read(block)))
         collect(0)
     return rows, [*unreadable["train"], *unreadable["test"]]
@@ -128,10 +132,15 @@ class _Layout:
         self._top: tuple[str, ...] | None = None  # archives often have one folder above train/ and test/
         self._classes: dict[str, set[str]] = {split: set() for split in SPLITS}
         self._outside: list[str] = []
+        self._debris: set[str] = set()
+        self._below: set[str] = set()  # directories in class folders
 
     def locate(self, member: archives.Member) -> tuple[str, str] | None:
         """A file's split and its path below that, "class/.../file"; None for what is not in a class folder."""
         parts = member.parts
+        if member.debris:
+            self._debris.add("/".join(parts))
+            return None
         if parts[0] in SPLITS:
             top: tuple[str, ...] = ()
         elif len(parts) > 1 and parts[1] in SPLITS:
@@ -153,6 +162,7 @@ class _Layout:
             self._pass_over(member)
             return None
         self._classes[split].add(below[0])
+        self._below.update(below[1 : len(below) - is_file][:1])
         return split, "/".join(below)
 
     def _pass_over(self, member: archives.Member) -> None:
@@ -160,13 +170,20 @@ class _Layout:
             self._outside.append("/".join(member.parts))
 
     def classes(self) -> tuple[str, ...]:
-        """Class names, sorted. Raises ``UserError`` unless they are the same in train and test."""
+        """Class names, sorted. Raises ``UserError`` unless they are the same in train and test, and two at least."""
         train, test = (self._classes[split] for split in SPLITS)
         if not train and not test:
             raise UserError(f"{self._root}: no images", LAYOUT)
         for split, names in self._classes.items():
             if not names:
                 raise UserError(f"{self._root}: no {split}/<class>/*", LAYOUT)
+        if len(train) == len(test) == 1:
+            only = " and ".join(f"{split}/{shown(name)}" for split, (name,) in self._classes.items())
+            folders = f": the folders below it are {_named(sorted(self._below), 10)}" if self._below else ""
+            raise UserError(
+                f"{self._root}: only one class, {only}{folders}",
+                "are those the classes? then move them up" if self._below else "give two or more class folders",
+            )
         if train != test:
             lacks = [
                 f"{split}/ has no {_named(sorted(missing), 10)}"
@@ -180,10 +197,13 @@ class _Layout:
         return tuple(sorted(train))
 
     def notes(self) -> list[str]:
-        if not self._outside:
-            return []
-        where = "outside train/<class>/ and test/<class>/"
-        return [f"{self._root}: {len(self._outside)} files {where} passed over: {_named(self._outside)}"]
+        """What was left out, a line for each kind of it."""
+        outside, debris = "files outside train/<class>/ and test/<class>/", "of desktops, editors or a NAS"
+        kinds = (
+            (self._outside, f"{outside} passed over"),
+            (sorted(self._debris), f"files and folders {debris} left out"),
+        )
+        return [f"{self._root}: {len(names)} {what}: {_named(names)}" for names, what in kinds if names]
 
 
 def _named(names: Sequence[str], most: int = _NAMED) -> str:

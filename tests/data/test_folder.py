@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
-from job.data import datasets, decoding
+from job.data import archives, datasets, decoding
 
 CLASSES = ("cat", "dog")
 
@@ -118,18 +118,28 @@ def test_images_in_subfolders_of_a_class_count(tree: Path) -> None:
     assert after.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
+DEBRIS = (
+    *("train/cat/.DS_Store", "train/cat/._0.png", "train/.ipynb_checkpoints/0.png", "train/cat/.nfs0001"),
+    *("train/cat/.Trash-1000/files/a.png", "train/.Trashes/0.png", "test/.Spotlight-V100/0.png", "train/cat/Icon\r"),
+    *("train/cat/Thumbs.db", "test/dog/ehthumbs.db", "train/cat/DESKTOP.INI", "train/$RECYCLE.BIN/S-1-5/0.png"),
+    *("test/System Volume Information/0.png", "train/lost+found/0.png", "train/__MACOSX/cat/0.png"),
+    *("train/cat/@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg", "test/@eaDir/0.png", "train/dog/0.png@SynoEAStream"),
+    *("train/#recycle/0.png", "test/#snapshot/0.png", "train/@Recycle/0.png", "test/cat/.@__thumb/0.png"),
+    *("train/cat/0.png~", "train/cat/~$notes.docx"),
+)
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
-def test_hidden_files_and_macos_litter_are_no_part_of_the_data(tree: Path, tmp_path: Path, kind: str) -> None:
+def test_what_desktops_editors_and_nas_leave_is_no_part_of_the_data(tree: Path, tmp_path: Path, kind: str) -> None:
     clean = load(tree)
-    (tree / "train" / ".ipynb_checkpoints").mkdir()
-    for name in (".ipynb_checkpoints/x.png", "cat/.DS_Store", "cat/._0.png"):
-        (tree / "train" / name).write_bytes(b"litter")
-    (tree / "__MACOSX" / "train" / "cat").mkdir(parents=True)
-    (tree / "__MACOSX" / "train" / "cat" / "0.png").write_bytes(b"litter")
+    for name in DEBRIS:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(encoded(drawn(999)))
     root = tree if kind == "folder" else pack(tree, tmp_path / f"pets.{kind}")
     log: list[str] = []
-    assert same(clean, load(root, log))
-    assert not any("passed over" in line for line in log)
+    assert same(clean, load(root, log, cache=str(tmp_path / "other")))
+    (line,) = [line for line in log if "left out" in line or "passed over" in line]
+    assert f"{len(DEBRIS)} files and folders of desktops, editors or a NAS left out: test/" in line
 
 
 def test_files_outside_class_folders_are_passed_over_with_one_line(tree: Path, tmp_path: Path) -> None:
@@ -218,6 +228,34 @@ def test_the_orientation_that_the_camera_noted_is_applied() -> None:
     assert (result[:, :4] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_each_orientation_is_applied_and_one_that_cannot_be_read_means_upright(kind: str) -> None:
+    image = Image.new("RGB", (64, 32), "black")
+    image.paste("white", (0, 0, 16, 16))  # a corner: no two orientations look the same
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        content = encoded(image, kind, exif=exif)
+        with Image.open(io.BytesIO(content)) as opened:
+            expected = ImageOps.exif_transpose(opened).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+        assert decoding.read(content, 32) == expected.tobytes()
+    upright = decoding.read(encoded(image, kind), 32)
+    whole = exif.tobytes()
+    broken = [whole[:length] for length in (6, 7, 9, 13, 15, 17, 25)]
+    broken += [whole[:6] + b"XX" + whole[8:], whole[:10] + b"\xff\xff\xff\xff" + whole[14:]]
+    broken += [
+        whole[:18] + bytes([0, kind]) + whole[20:] for kind in (2, 5, 7, 200)
+    ]  # text, a fraction, bytes, nothing
+    for content in broken:
+        assert decoding.read(encoded(image, kind, exif=content), 32) == upright, content
+
+
+def test_a_telephones_two_hundred_megapixels_are_read() -> None:
+    content = encoded(Image.linear_gradient("L").resize((16320, 12240)), "JPEG")
+    expected = np.asarray(Image.linear_gradient("L").resize((8, 8), Image.Resampling.BILINEAR))
+    assert abs(pixels(content, 8)[..., 0].astype(int) - expected).max() <= 2
+
+
 def bomb() -> bytes:
     """A PNG that claims to be 20,000 pixels wide and high."""
     content = bytearray(encoded(drawn(0)))
@@ -297,6 +335,26 @@ def test_an_empty_class_folder_is_an_error(tree: Path, tmp_path: Path, kind: str
     assert "no images in train/bird" in failure(root)
 
 
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+@pytest.mark.parametrize("between", ["images", "", "dog"])
+def test_one_class_is_refused_with_what_lies_below_it(tree: Path, tmp_path: Path, kind: str, between: str) -> None:
+    for split in ("train", "test"):
+        (tree / split).rename(tree / "moved")
+        (tree / split).mkdir()
+        (tree / "moved").rename(tree / split / (between or split))
+        if between == "dog":
+            shutil.rmtree(tree / split / "dog" / "cat")
+    message = failure(tree if kind == "folder" else pack(tree, tmp_path / f"pets.{kind}"))
+    assert f"only one class, train/{between or 'train'} and test/{between or 'test'}" in message
+    assert f"the folders below it are {'dog' if between == 'dog' else 'cat, dog'}" in message
+
+
+def test_one_class_without_folders_is_refused(tree: Path) -> None:
+    for split in ("train", "test"):
+        shutil.rmtree(tree / split / "dog")
+    assert "only one class, train/cat and test/cat: give two or more" in failure(tree)
+
+
 def test_classes_that_differ_are_listed_and_never_renumbered(tree: Path) -> None:
     (tree / "test" / "cat").rename(tree / "test" / "Cat")
     message = failure(tree)
@@ -354,6 +412,30 @@ def test_a_damaged_byte_in_a_compressed_archive_is_found(tree: Path, tmp_path: P
         failure(archive)
 
 
+def test_a_zip_of_powershell_is_read_and_a_backslash_beside_slashes_is_half_a_letter(
+    tree: Path, tmp_path: Path
+) -> None:
+    clean = load(tree)
+    for separator, letter in (("\\", "x"), ("/", "\\")):
+        archive = tmp_path / f"{letter!r}.zip"
+        with zipfile.ZipFile(archive, "w") as file:
+            for path in sorted(tree.rglob("*")):
+                name = str(path.relative_to(tree)).replace("/", separator).replace("0.png", f"0{letter}.png")
+                file.writestr(name + separator * path.is_dir(), b"" if path.is_dir() else path.read_bytes())
+        assert same(clean, load(archive)), archive
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "name"), [("chèvre".encode(), "chèvre"), (b"ch\x8avre", "chèvre"), (b"goat", "goat")]
+)
+def test_names_in_a_zip_are_utf8_or_else_cp437(tree: Path, tmp_path: Path, bytes_: bytes, name: str) -> None:
+    for split in ("train", "test"):
+        (tree / split / "cat").rename(tree / split / ("C" * len(bytes_)))
+    archive = pack(tree, tmp_path / "pets.zip")
+    archive.write_bytes(archive.read_bytes().replace(b"C" * len(bytes_), bytes_))
+    assert set(load(archive).classes) == {name, "dog"}
+
+
 @pytest.mark.parametrize("content", [b"", b"Rar!\x1a\x07\x00" + bytes(600), b"just text"])
 def test_an_unknown_kind_of_archive_is_told_the_known_ones(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "pets.rar").write_bytes(content)
@@ -383,6 +465,42 @@ def test_links_and_devices_in_an_archive_are_named(tree: Path, tmp_path: Path, k
     message = failure(with_member(tree, tmp_path / "pets.tar", member))
     assert "train/cat/x.png is a link" in message
     assert "--dereference" in message
+
+
+def test_a_sparse_member_is_refused(tree: Path, tmp_path: Path) -> None:
+    member = tarfile.TarInfo("train/cat/x.png")
+    member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(1 << 50), "GNU.sparse.numblocks": "1"}
+    message = failure(with_member(tree, tmp_path / "pets.tar", member))
+    assert "train/cat/x.png is a link or no ordinary file" in message
+
+
+def in_archive(tree: Path, archive: Path, content: bytes) -> Path:
+    """``tree`` with one more file, compressed."""
+    (tree / "train" / "cat" / "film.mp4").write_bytes(content)
+    if archive.suffix != ".zip":
+        return pack(tree, archive)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in tree.rglob("*"):
+            file.write(path, path.relative_to(tree))
+    return archive
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.xz"])
+def test_bombs_are_refused_and_what_is_larger_than_an_image_is_not_read(
+    tree: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "LARGEST", 1 << 16)  # else this takes gigabytes
+    bomb = in_archive(tree, tmp_path / f"bomb.{kind}", bytes(1 << 22))
+    assert f"{bomb}: expands to more than 200 times its size" in failure(bomb)
+    large = in_archive(tree, tmp_path / f"large.{kind}", os.urandom(1 << 17))
+    assert "train/cat/film.mp4 (more than 1 GiB)" in failure(large)
+    assert len(load(large, skip_unreadable=True).train) == 6
+
+
+def test_a_file_larger_than_any_image_is_not_read(tree: Path) -> None:
+    with (tree / "train" / "cat" / "film.mp4").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    assert "train/cat/film.mp4 (more than 1 GiB)" in failure(tree)
 
 
 def test_a_link_in_a_zip_is_named(tree: Path, tmp_path: Path) -> None:
