@@ -5,8 +5,9 @@ Ways to run it:
   python job/predict.py --run RUN --json FOLDER         a JSON object a line, with all probabilities
   cat IMAGE | python job/predict.py --run RUN -         one image from standard input
   python job/predict.py --run RUN --export DIR          the model for use elsewhere, checked after writing
-Folders are searched with all that is below them. Images of any size are turned upright and squeezed to the model's.
-An image that cannot be read is said on standard error, the others are still named, and the exit status is 1.
+Folders are searched with all that is below them, as in training, for files whose names end as those of images do.
+Images of any size are turned upright and squeezed to the model's. An image that cannot be read is said on standard
+error, the others are still named, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
-from job.data import decoding
+from job.data import archives, decoding
 from job.data.decoding import Encoded
 from job.distributed import ending
 
@@ -77,7 +78,8 @@ def main(argv: list[str]) -> int:
 def expand(names: Sequence[str]) -> Iterator[str]:
     """The image files that ``names`` mean, folders searched, each in the order of their names.
 
-    Raises UserError for a folder without any; whether the others can be read shows later.
+    What is left out of a folder is counted in one line on standard error. Raises UserError for a folder without any;
+    whether the others can be read shows later.
     """
     from PIL import Image
 
@@ -86,9 +88,24 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         if name == STDIN or not Path(name).is_dir():
             yield name
             continue
-        files = [str(path) for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in endings]
+        files: list[str] = []
+        others: Counter[str] = Counter()
+        for member in archives.below(Path(name)):
+            if member.debris:
+                others["of desktops, editors or a NAS"] += 1
+            elif isinstance(member.content, Path):
+                suffix = member.content.suffix.lower()
+                if suffix in endings:
+                    files.append(str(member.content))
+                else:
+                    others[suffix or "without an ending"] += 1
+        left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        if left_out:
+            left_out = f"; left out {others.total()} files: {left_out}"
         if not files:
-            raise UserError(f"no images in {name}", f"their names end in one of {', '.join(sorted(endings))}")
+            raise UserError(f"no images in {name}{left_out}", f"their names end in one of {', '.join(sorted(endings))}")
+        if left_out:
+            print(f"{name}: {len(files)} images{left_out}", file=sys.stderr)
         yield from files
 
 
@@ -114,7 +131,7 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
 
 
 def _encoded(name: str) -> Encoded:
-    return sys.stdin.buffer.read() if name == STDIN else Path(name).absolute()
+    return sys.stdin.buffer.read(decoding.LARGEST + 1) if name == STDIN else Path(name).absolute()
 
 
 def _record(name: str, probabilities: dict[str, float]) -> str:

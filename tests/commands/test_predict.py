@@ -82,13 +82,22 @@ def test_pictures_of_any_size_and_kind_are_named_and_broken_ones_are_said_one_by
     Image.new("P", (33, 31)).save(tmp_path / "c palette.gif")
     (tmp_path / "d broken.jpg").write_text("no picture")
     (tmp_path / "e empty.png").touch()
-    (tmp_path / "notes.txt").write_text("not looked at")
+    for name in ("notes.txt", "photo.HEIC", "1f00a7", "Thumbs.db", "._a grey.png"):
+        (tmp_path / name).write_text("not looked at")
+    (tmp_path / "@eaDir").mkdir()
+    shutil.copy(tmp_path / "a grey.png", tmp_path / "@eaDir" / "SYNOPHOTO_THUMB_M.jpg")
+    elsewhere = tmp_path.with_name("elsewhere")
+    elsewhere.mkdir()
+    shutil.copy(tmp_path / "a grey.png", elsewhere)
+    (tmp_path / "f link").symlink_to(elsewhere)
     done = run_job("predict.py", "--run", run, tmp_path, tmp_path / "missing.png")
     assert done.returncode == 1
     assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
-        str(tmp_path / name) for name in ("a grey.png", "b transparent.webp", "c palette.gif")
+        str(tmp_path / name) for name in ("a grey.png", "b transparent.webp", "c palette.gif", "f link/a grey.png")
     ]
+    left_out = "3 of desktops, editors or a NAS, 1 without an ending, 1 .txt, 1 .heic"
     assert done.stderr.splitlines() == [
+        f"{tmp_path}: 6 images; left out 6 files: {left_out}",
         f"error: {tmp_path}/d broken.jpg: unknown format",
         f"error: {tmp_path}/e empty.png: empty file",
         f"error: {tmp_path}/missing.png: No such file or directory",
@@ -110,6 +119,8 @@ def test_a_picture_comes_from_standard_input(run: Path, pictures: Path) -> None:
 
 def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "circle").mkdir()
+    (tmp_path / "circle" / "again").symlink_to(".")
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(run / "config.yaml", unfinished)
@@ -118,6 +129,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
         (["--run", tmp_path / "none", "x.png"], "is no run directory"),
         (["--run", unfinished, "x.png"], "has no weights yet"),
         (["--run", run, tmp_path / "empty"], "no images in"),
+        (["--run", run, tmp_path / "circle"], "is a link to a directory that contains it"),
         (["x.png"], "--run"),
         (["--run", run, "--batch", "0", "x.png"], "must be 1 or more"),
     ):
