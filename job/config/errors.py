@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 FAILED = 1
 """Exit status for a failure while running."""
 BAD_INPUT = 2
 """Exit status for a mistake in configuration, data, weights or run directory."""
 PREEMPTED = 75
 """Exit status for "stopped early, state saved, run me again" (EX_TEMPFAIL of sysexits.h)."""
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+"""What a file system answers that knows no locks, as Lustre does when mounted without them: that ends nothing."""
 
 
 class UserError(Exception):

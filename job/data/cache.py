@@ -11,28 +11,30 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
+from job.data.disk import OTHER_PLACE, disk_errors, flush, locked, writable
 
 FORMAT = 1
 """Raised when the layout of a stored data set changes: older ones are then rebuilt."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
-_OTHER_PLACE = "make room there, or set data.cache to a directory on another disk"
+_REMEMBERED = 1 << 30  # bytes of a data set, a second's work, above which it is not verified at each start
+_DAYS = 7  # and how long it is believed to be sound
 
 Advance = Callable[[int], None]
 Log = Callable[[str], None]
@@ -128,29 +130,35 @@ def directories(beside: Path | None, override: str | None) -> list[Path]:
     return own if beside is None or beside == beside.parent else [beside / "rankzero-cache", *own]
 
 
-def obtain(directories: Sequence[Path], name: str, build: Callable[[Path], Contents], log: Log) -> Stored:
+def obtain(
+    directories: Sequence[Path], name: str, build: Callable[[Path], Contents], progress: Progress, log: Log
+) -> Stored:
     """The stored data set ``name`` from the first of ``directories`` that has it, else built in the first writable one.
 
-    ``build`` writes ``ARRAYS`` into an empty directory. Any number of processes may call this at once: one builds.
-    Raises ``UserError`` where no directory is writable or the disk is full, and whatever ``build`` raises.
+    Its content is verified, so that who then maps it need not do that. ``build`` writes ``ARRAYS`` into an empty
+    directory. Any number of processes may call this at once: one builds. Raises ``UserError`` where no directory is
+    writable or the disk is full, and whatever ``build`` raises.
     """
     for directory in directories:
-        if isinstance(stored := _look_at(directory / name), Stored):
+        if isinstance(stored := _look_at(directory / name, progress), Stored):
             return stored
-    directory = writable(directories)
-    with locked(directory / f"{name}.lock", log):
-        stored = _look_at(directory / name)
-        if isinstance(stored, Stored):  # built while this process waited
-            return stored
-        for entry in directory.iterdir():
-            if entry.name.startswith(f"{name}.tmp-"):  # of a process that was killed
-                shutil.rmtree(entry, ignore_errors=True)
         if stored is not None:
             log(f"{directory / name}: {stored}; decoding again")
-            doomed = directory / f"{name}.tmp-{uuid.uuid4().hex}"
-            (directory / name).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-        return _publish(directory / name, build, log)
+    directory = writable(directories)
+    with locked(directory / f"{name}.lock", log) as alone:
+        stored = _look_at(directory / name, progress)
+        if isinstance(stored, Stored):  # built while this process waited
+            return stored
+        if stored is not None:
+            (directory / name).rename(directory / f"{name}.tmp-{uuid.uuid4().hex}")
+        for entry in directory.iterdir():
+            if alone and entry.name.startswith(f"{name}.tmp-"):  # damaged, or of a process that was killed
+                shutil.rmtree(entry, ignore_errors=True)
+        stored = _publish(directory / name, build, log)
+        if older := _older(directory, name):
+            size = sum(file.stat().st_size for path in older for file in path.iterdir()) / 1e6
+            log(f"what it was before takes {size:,.0f} MB; once no run uses it: rm -r {shlex.join(map(str, older))}")
+        return stored
 
 
 def read(path: Path) -> Stored:
@@ -169,7 +177,7 @@ def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log
     def remembered(directory: Path) -> str | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             known = json.loads((directory / note).read_text())
-            return str(known["sha256"]) if known["stamp"] == stamp else None
+            return bytes.fromhex(known["sha256"]).hex() if known["stamp"] == stamp else None
         return None
 
     for directory in directories:
@@ -179,74 +187,50 @@ def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log
     with locked(directory / f"{note}.lock", log):
         if known := remembered(directory):
             return known
-        total = hashlib.sha256()
         with file.open("rb") as stream, progress(f"hashing {file.name}", status.st_size, "B") as advance:
-            while chunk := stream.read(1 << 22):
-                total.update(chunk)
-                advance(len(chunk))
-        with disk_errors(str(directory), _OTHER_PLACE):
+            total = _sha256(stream, advance)
+        with disk_errors(str(directory), OTHER_PLACE):
             beside = directory / f".tmp-{uuid.uuid4().hex}"
-            content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total.hexdigest()}
+            content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total}
             beside.write_text(json.dumps(content, indent=1))
             beside.replace(directory / note)
+    return total
+
+
+def _sha256(stream: BinaryIO, advance: Advance) -> str:
+    total = hashlib.sha256()
+    while chunk := stream.read(1 << 22):
+        total.update(chunk)
+        advance(len(chunk))
     return total.hexdigest()
-
-
-def writable(directories: Sequence[Path]) -> Path:
-    """The first of ``directories`` that can be written, created; one without any write permission is read-only."""
-    for directory in directories:
-        existing = next(parent for parent in (directory, *directory.absolute().parents) if parent.exists())
-        if not existing.stat().st_mode & 0o222:  # root could write there, but somebody meant it not to be
-            continue
-        with contextlib.suppress(OSError):
-            directory.mkdir(parents=True, exist_ok=True)
-            probe = directory / f".tmp-{uuid.uuid4().hex}"  # access(2) is wrong on some network file systems
-            probe.touch()
-            probe.unlink()
-            return directory
-    tried = ", ".join(map(str, directories)) or "no home directory"
-    raise UserError(f"no directory for decoded images can be written ({tried})", "set data.cache to one that can")
-
-
-@contextlib.contextmanager
-def locked(path: Path, log: Log) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel lets it go when the process dies."""
-    lock = filelock.FileLock(path, mode=0o666)  # for other users of a shared directory
-    try:
-        lock.acquire(timeout=2)
-    except filelock.Timeout:
-        log(f"waiting for another process that holds {path}")
-        lock.acquire(poll_interval=0.2)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored:
     """Build in a sibling, make it durable, and rename it into place."""
     working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
     try:
-        with disk_errors(f"decoded images in {final.parent}", _OTHER_PLACE):
+        with disk_errors(f"decoded images in {final.parent}", OTHER_PLACE):
             working.mkdir()
             contents = build(working)
             arrays = {name: np.load(working / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
             hashes = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
-            identity = json.dumps([contents.classes, hashes])
             about = {
                 "format": FORMAT,
                 "classes": contents.classes,
                 "notes": contents.notes,
                 "sizes": {name: (working / f"{name}.npy").stat().st_size for name in ARRAYS},
                 "sha256": hashes,
-                "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+                "fingerprint": _fingerprint(contents.classes, hashes),
             }
             (working / "about.json").write_text(json.dumps(about, indent=1))
             for path in (*working.iterdir(), working):
-                _flush(path)
-            with contextlib.suppress(FileExistsError):  # published meanwhile from a machine that does not see our lock
+                flush(path)
+            try:
                 working.rename(final)
-            _flush(final.parent)
+            except OSError as error:  # published meanwhile from a machine that does not see our lock
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            flush(final.parent)
     finally:
         shutil.rmtree(working, ignore_errors=True)
     stored = read(final)
@@ -254,9 +238,24 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
     return stored
 
 
-def _look_at(path: Path) -> Stored | str | None:
-    """What lies at ``path``: a sound stored data set, in words what is wrong with it, or None where nothing does."""
-    if not path.exists():
+def _older(directory: Path, name: str) -> list[Path]:
+    """Stored data sets, of any image size, of other content than ``name`` but of a source of the same name."""
+    version = r"-[0-9a-f]{16}-\d+(-skip)?"
+    source = re.sub(rf"{version}$", "", name)
+    alike = (path for path in sorted(directory.iterdir()) if re.fullmatch(re.escape(source) + version, path.name))
+    return [path for path in alike if not path.name.startswith(name[: len(source) + 17])]
+
+
+def _fingerprint(classes: Sequence[str], hashes: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps([classes, hashes]).encode()).hexdigest()
+
+
+def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | None:
+    """What lies at ``path``: a sound stored data set, in words what is wrong with it, or None where nothing does.
+
+    With ``progress`` the content of all arrays is verified.
+    """
+    if not os.path.exists(path):
         return None
     try:
         about = json.loads((path / "about.json").read_text())
@@ -265,28 +264,37 @@ def _look_at(path: Path) -> Stored | str | None:
         for name in ARRAYS:
             if (path / f"{name}.npy").stat().st_size != about["sizes"][name]:
                 return f"damaged ({name}.npy has the wrong size)"
-        return Stored(path, tuple(about["classes"]), tuple(about["notes"]), str(about["fingerprint"]))
-    except FileNotFoundError as error:
-        return f"damaged ({Path(error.filename).name} is missing)"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stored = Stored(path, tuple(about["classes"]), tuple(about["notes"]), str(about["fingerprint"]))
+        whole = stored.fingerprint == _fingerprint(stored.classes, about["sha256"])
+        damaged = _damaged(stored, about["sha256"], progress) if whole and progress else None
+        return stored if whole and not damaged else f"damaged ({damaged or 'about.json'} is not what was written)"
+    except Exception as error:  # JSON of any kind, and what NumPy raises on a broken head
         return f"damaged ({type(error).__name__}: {error})"
 
 
-def _flush(path: Path) -> None:
-    """Have the content of a file, or the names in a directory, on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str | None:
+    """The first file whose content is not what its digest says; None where all are.
 
-
-@contextlib.contextmanager
-def disk_errors(what: str, mend: str) -> Iterator[None]:
-    """Turn "disk full", "no permission" and the like, while writing ``what``, into a ``UserError``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL | _FORBIDDEN:
-            raise UserError(f"{what} cannot be written ({error.strerror})", mend) from None
-        raise
+    That a large data set is sound is remembered beside it for ``_DAYS``, and while its files are not touched.
+    """
+    found = [(stored.path / f"{name}.npy").stat() for name in ARRAYS]
+    stamp = [[file.st_size, file.st_ino, file.st_mtime_ns, file.st_ctime_ns] for file in found]
+    total = sum(file.st_size for file in found)
+    note = stored.path.with_name(f"{stored.path.name}.verified")
+    with contextlib.suppress(OSError, ValueError):
+        recent = time.time() - note.stat().st_mtime < 86400 * _DAYS
+        if total > _REMEMBERED and recent and json.loads(note.read_text()) == stamp:
+            return None
+    with progress(f"verifying {stored.path.name}", total, "B") as advance:
+        for name in ARRAYS:
+            array, kind = stored.map(name), np.uint8 if name.endswith("images") else np.int64
+            with (stored.path / f"{name}.npy").open(
+                "rb"
+            ) as stream:  # and not as mapped: a bad sector would be a signal
+                stream.seek(-array.nbytes, os.SEEK_END)
+                if _sha256(stream, advance) != hashes[name] or array.dtype != kind or not array.flags.c_contiguous:
+                    return f"{name}.npy"
+    with contextlib.suppress(OSError):  # where it cannot be written the next start verifies again
+        if total > _REMEMBERED:
+            note.write_text(json.dumps(stamp))
+    return None

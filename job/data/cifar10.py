@@ -8,6 +8,7 @@ import http.client
 import io
 import os
 import pickle
+import socket
 import tarfile
 import urllib.error
 import urllib.request
@@ -20,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.data.cache import Advance, Contents, ImageFile, Log, Progress, disk_errors, locked
+from job.data.cache import Advance, Contents, ImageFile, Log, Progress
+from job.data.disk import disk_errors, locked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -90,11 +92,11 @@ def fetch(root: Path, progress: Progress, log: Log) -> None:
     It appears under its name only once its SHA-256 is right. Any number of processes may call this at once.
     """
     archive = root / PUBLISHED.filename
-    part = archive.with_name(f"{archive.name}.part")
     mend = "make room or give permission there, or set data.root"
     with disk_errors(f"the download of {archive.name} in {root}", mend):
         root.mkdir(parents=True, exist_ok=True)
-        with locked(archive.with_name(f"{archive.name}.lock"), log):
+        with locked(archive.with_name(f"{archive.name}.lock"), log) as alone:
+            part = archive.with_name(f"{archive.name}.part" if alone else f"{archive.name}.part-{socket.gethostname()}")
             if archive.exists():  # another process was faster
                 return
             with progress(f"downloading {archive.name}", PUBLISHED.size, "B") as advance, part.open("a+b") as file:

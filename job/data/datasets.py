@@ -74,10 +74,11 @@ def to_device(dataset: Dataset, device: torch.device) -> Dataset:
 def prepare(data: Data, progress: Progress = silent, log: Log = print) -> Path:
     """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
-    Only looks at the source if that has been done. Any number of processes may call it at once: one works, the others
-    wait. Raises ``UserError`` for missing or damaged data and for a cache that cannot be written.
+    Only looks at the source, and verifies what was decoded, if that has been done. Any number of processes may call it
+    at once: one works, the others wait. Raises ``UserError`` for missing or damaged data and for a cache that cannot be
+    written.
     """
-    stored = cache.obtain(*_source(data, progress, log), log)
+    stored = cache.obtain(*_source(data, progress, log), progress, log)
     for note in stored.notes:
         log(note)
     return stored.path

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from job.config import command_line
-from job.config.errors import UserError
+from job.config.errors import NO_LOCKS, UserError
 from job.config.settings import REPOSITORY, Config, differences, to_yaml
 from job.runs.files import remove_left_overs, tolerating, write_whole
 from job.runs.reader import checkpoints, evaluation, read_json
 from job.runs.records import Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EBADF)
-"""what a file system answers that knows no locks, as Lustre does when mounted without them; the run goes on unlocked"""
 
 
 class RunDirectory:

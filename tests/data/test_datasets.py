@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -9,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +26,7 @@ from support.jobs import TIMEOUT, command, environment, free_port
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
-from job.data import cache, datasets
+from job.data import cache, datasets, disk
 
 
 @pytest.fixture(autouse=True)
@@ -215,22 +218,157 @@ def remove_labels(path: Path) -> None:
     (path / "test_labels.npy").unlink()
 
 
+def flip(path: Path, byte: int, bit: int) -> None:
+    """Flip one bit, and leave no trace of that in the file's times."""
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def another_label(path: Path) -> None:
+    flip(path / "train_labels.npy", -8, 0)
+
+
+def no_label(path: Path) -> None:
+    flip(path / "test_labels.npy", -1, 4)
+
+
+def another_pixel(path: Path) -> None:
+    flip(path / "test_images.npy", 500, 7)
+
+
+def another_byte_order(path: Path) -> None:
+    flip(path / "train_labels.npy", (path / "train_labels.npy").read_bytes().index(b"<i8"), 1)
+
+
+def another_kind_of_number(path: Path) -> None:
+    flip(path / "train_labels.npy", (path / "train_labels.npy").read_bytes().index(b"<i8") + 1, 2)
+
+
+def another_head(path: Path) -> None:
+    flip(path / "train_images.npy", 0, 0)
+
+
+def another_class(path: Path) -> None:
+    flip(path / "about.json", (path / "about.json").read_bytes().index(b"cat"), 0)
+
+
+def another_digest(path: Path) -> None:
+    flip(path / "about.json", (path / "about.json").read_bytes().index(b'"sha256"') + 40, 0)
+
+
+def no_text(path: Path) -> None:
+    flip(path / "about.json", 5, 7)
+
+
+def another_json(path: Path) -> None:
+    (path / "about.json").write_text("[" * 100_000)
+
+
+DAMAGE = [another_label, no_label, another_pixel, another_byte_order, another_kind_of_number, another_head]
+DAMAGE += [another_class, another_digest, no_text, another_json]
+
+
 def older_format(path: Path) -> None:
     about = json.loads((path / "about.json").read_text())
     (path / "about.json").write_text(json.dumps(about | {"format": 0}))
 
 
-@pytest.mark.parametrize("damage", [truncate, remove_about, empty_about, remove_labels, older_format])
+@pytest.mark.parametrize("damage", [truncate, remove_about, empty_about, remove_labels, older_format, *DAMAGE])
 def test_a_damaged_cache_is_noticed_said_and_built_again(archive: Path, damage) -> None:  # type: ignore[no-untyped-def]
     first = load(archive)
+    images = first.train.images.clone()  # damage shows through the mapping
     (entry,) = stored(archive.parent / "rankzero-cache")
     damage(entry)
     log: list[str] = []
-    assert load(archive, log).fingerprint == first.fingerprint
-    assert any("decoding again" in line for line in log)
+    again = load(archive, log)
+    assert again.fingerprint == first.fingerprint
+    assert torch.equal(again.train.images, images)
+    assert again.test.labels.tolist() == [0] * 10 + [1] * 10
+    assert sum("decoding again" in line for line in log) == 1
     log.clear()
     load(archive, log)
     assert log == []
+
+
+def test_a_large_set_is_remembered_as_sound_until_it_is_touched_or_a_week_is_over(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_REMEMBERED", 1000)
+    seen: list[str] = []
+
+    @contextmanager
+    def record(description: str, total: int | None, unit: str) -> Iterator[cache.Advance]:
+        seen.append(description.split()[0])
+        yield lambda amount: None
+
+    def start() -> list[str]:
+        seen.clear()
+        datasets.prepare(options(archive), record, log=lambda line: None)
+        return list(seen)
+
+    assert start() == ["hashing", "decoding"]
+    assert [start(), start()] == [["verifying"], []]
+    (note,) = (archive.parent / "rankzero-cache").glob("*.verified")
+    os.utime(note, (time.time() - 8 * 86400,) * 2)
+    assert [start(), start()] == [["verifying"], []]
+    (entry,) = stored(archive.parent / "rankzero-cache")
+    another_label(entry)
+    assert start() == ["verifying", "verifying", "decoding"], "once more when it has the lock"
+
+
+def test_what_a_source_was_before_is_named_with_its_size_and_how_to_remove_it(archive: Path, tmp_path: Path) -> None:
+    other = make_tree(archive.parent / "pets")
+    log: list[str] = []
+    for root in (archive, other):
+        for size in (8, 16):
+            load(root, log, image_size=size)
+    assert not any("it was before" in line for line in log)
+    older = sorted(path for path in stored(archive.parent / "rankzero-cache") if path.name.startswith("pets-"))
+    os.utime(other / "train" / "cat" / "000.png", (1, 1))
+    load(other, log)
+    load(other, log)
+    (line,) = [line for line in log if "it was before" in line]
+    assert line.startswith("what it was before takes 0 MB")
+    assert line.endswith(f"rm -r {' '.join(map(str, older))}")
+
+
+class Locks:
+    """``fcntl`` of a file system that answers a lock with an error."""
+
+    def __init__(self, error: int) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(fcntl, name)
+
+    def flock(self, descriptor: int, operation: int) -> None:
+        raise OSError(self._error, os.strerror(self._error))
+
+
+@pytest.mark.parametrize("error", ["ENOTSUP", "ENOLCK", "ENOSYS", "EINVAL"])
+def test_on_a_file_system_without_locks_work_is_done_twice_and_nothing_is_lost(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    monkeypatch.setattr(disk, "fcntl", Locks(getattr(errno, error)))
+    log: list[str] = []
+    fingerprints: list[str] = []
+    begun = threading.Barrier(2)
+
+    @contextmanager
+    def together(description: str, total: int | None, unit: str) -> Iterator[cache.Advance]:
+        begun.wait(30)
+        yield lambda amount: None
+
+    def start(_: int) -> None:
+        fingerprints.append(datasets.load(options(archive), 1, together, log.append).fingerprint)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(start, range(2)))
+    assert len(set(fingerprints)) == 1
+    assert len(stored(archive.parent / "rankzero-cache")) == 1, "the later one is thrown away"
+    assert sum("cannot be locked" in line for line in log) == 4
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
-LIBRARIES = ["torch", "torch._dynamo", "accelerate", "jsonargparse", "safetensors.torch", "filelock", "PIL.Image"]
+LIBRARIES = ["torch", "torch._dynamo", "accelerate", "jsonargparse", "safetensors.torch", "PIL.Image"]
 LIBRARIES += ["rich.console", "rich.progress", "rich.table", "matplotlib.figure", "matplotlib.backends.backend_svg"]
 
 
