@@ -16,6 +16,7 @@ from job.config.errors import UserError
 from job.config.settings import Data
 from job.data import cache, cifar10, folder, shapes10
 from job.data.cache import Contents, Log, Progress, silent
+from job.data.folder import named
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class Dataset:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "validation", "test"))
-        size = self.image_size
-        return f"{self.name}: {counts} images of shape 3x{size}x{size}, {len(self.classes)} classes"
+        size, rows = self.image_size, self.train.labels[self.train.indices]
+        unseen = (rows.bincount(minlength=len(self.classes)) == 0).nonzero().flatten().tolist()
+        names = named([self.classes[label] for label in unseen], 10)
+        lack = f", none to train on of {names}: all are held out for validation" if unseen else ""
+        return f"{self.name}: {counts} images of shape 3x{size}x{size}, {len(self.classes)} classes{lack}"
 
     @property
     def image_size(self) -> int:

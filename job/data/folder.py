@@ -41,7 +41,7 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
         classes, notes = layout.classes(), layout.notes()
         if unreadable:
             are = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
-            what = f"{root}: {len(unreadable)} {are}: {_named(unreadable)}"
+            what = f"{root}: {len(unreadable)} {are}: {named(unreadable)}"
             if not skip_unreadable:
                 raise UserError(what, "take them away, or leave them out with --data.skip_unreadable true")
             notes.append(f"left out: {what}")
@@ -119,7 +119,7 @@ def _sorted(
     counts = np.bincount(labels, minlength=len(classes))
     if empty := [f"{split}/{name}" for name, count in zip(classes, counts, strict=True) if count == 0]:
         raise UserError(
-            f"{root}: no images in {_named(empty)}", "put some there, or take the class away from train and test"
+            f"{root}: no images in {named(empty)}", "put some there, or take the class away from train and test"
         )
     return labels, np.array([rows[path] for path in paths], np.int64)
 
@@ -179,14 +179,14 @@ class _Layout:
                 raise UserError(f"{self._root}: no {split}/<class>/*", LAYOUT)
         if len(train) == len(test) == 1:
             only = " and ".join(f"{split}/{shown(name)}" for split, (name,) in self._classes.items())
-            folders = f": the folders below it are {_named(sorted(self._below), 10)}" if self._below else ""
+            folders = f": the folders below it are {named(sorted(self._below), 10)}" if self._below else ""
             raise UserError(
                 f"{self._root}: only one class, {only}{folders}",
                 "are those the classes? then move them up" if self._below else "give two or more class folders",
             )
         if train != test:
             lacks = [
-                f"{split}/ has no {_named(sorted(missing), 10)}"
+                f"{split}/ has no {named(sorted(missing), 10)}"
                 for split, missing in (("train", test - train), ("test", train - test))
                 if missing
             ]
@@ -203,9 +203,10 @@ class _Layout:
             (self._outside, f"{outside} passed over"),
             (sorted(self._debris), f"files and folders {debris} left out"),
         )
-        return [f"{self._root}: {len(names)} {what}: {_named(names)}" for names, what in kinds if names]
+        return [f"{self._root}: {len(names)} {what}: {named(names)}" for names, what in kinds if names]
 
 
-def _named(names: Sequence[str], most: int = _NAMED) -> str:
+def named(names: Sequence[str], most: int = _NAMED) -> str:
+    """The first names, and how many further ones there are."""
     further = len(names) - most
     return ", ".join(map(shown, names[:most])) + (f" and {further} more" if further > 0 else "")

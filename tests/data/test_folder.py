@@ -52,9 +52,9 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "pets"
 
 
-def load(root: Path, log: list[str] | None = None, **options: object) -> datasets.Dataset:
+def load(root: Path, log: list[str] | None = None, seed: int = 1, **options: object) -> datasets.Dataset:
     data = Data(source="folder", root=str(root), **{"image_size": 8, "validation": 0.0, **options})
-    return datasets.load(data, seed=1, log=(log if log is not None else []).append)
+    return datasets.load(data, seed=seed, log=(log if log is not None else []).append)
 
 
 def pack(tree: Path, archive: Path, top: str = "") -> Path:
@@ -353,6 +353,16 @@ def test_one_class_without_folders_is_refused(tree: Path) -> None:
     for split in ("train", "test"):
         shutil.rmtree(tree / split / "dog")
     assert "only one class, train/cat and test/cat: give two or more" in failure(tree)
+
+
+def test_a_class_whose_only_image_is_held_out_is_named(tree: Path) -> None:
+    for path in ("1.png", "2.png"):
+        (tree / "train" / "dog" / path).unlink()
+    said = {str(load(tree, validation=0.3, seed=seed)) for seed in range(8)}
+    assert {line.partition("2 classes")[2] for line in said} == {
+        "",
+        ", none to train on of dog: all are held out for validation",
+    }
 
 
 def test_classes_that_differ_are_listed_and_never_renumbered(tree: Path) -> None:
