@@ -92,7 +92,7 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         others: Counter[str] = Counter()
         for member in archives.below(Path(name)):
             if member.debris:
-                others["of desktops, editors or a NAS"] += 1
+                others["that desktops, editors or a NAS made"] += 1
             elif isinstance(member.content, Path):
                 suffix = member.content.suffix.lower()
                 if suffix in endings:

@@ -198,12 +198,14 @@ class _Layout:
 
     def notes(self) -> list[str]:
         """What was left out, a line for each kind of it."""
-        outside, debris = "files outside train/<class>/ and test/<class>/", "of desktops, editors or a NAS"
-        kinds = (
-            (self._outside, f"{outside} passed over"),
-            (sorted(self._debris), f"files and folders {debris} left out"),
-        )
-        return [f"{self._root}: {len(names)} {what}: {named(names)}" for names, what in kinds if names]
+        notes = []
+        if self._outside:
+            count = f"{len(self._outside)} files outside train/<class>/ and test/<class>/ passed over"
+            notes.append(f"{self._root}: {count}: {named(self._outside)}")
+        if self._debris:
+            count = f"left out {len(self._debris)} that desktops, editors or a NAS made"
+            notes.append(f"{self._root}: {count}: {named(sorted(self._debris))}")
+        return notes
 
 
 def named(names: Sequence[str], most: int = _NAMED) -> str:

@@ -95,7 +95,7 @@ def test_pictures_of_any_size_and_kind_are_named_and_broken_ones_are_said_one_by
     assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
         str(tmp_path / name) for name in ("a grey.png", "b transparent.webp", "c palette.gif", "f link/a grey.png")
     ]
-    left_out = "3 of desktops, editors or a NAS, 1 without an ending, 1 .txt, 1 .heic"
+    left_out = "3 that desktops, editors or a NAS made, 1 without an ending, 1 .txt, 1 .heic"
     assert done.stderr.splitlines() == [
         f"{tmp_path}: 6 images; left out 6 files: {left_out}",
         f"error: {tmp_path}/d broken.jpg: unknown format",
