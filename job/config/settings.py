@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
+from job.config.bounds import MANY, number, path
 from job.config.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,31 +25,13 @@ NO_RECIPE = {"no_recipe": True}
 """mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
 
 
-def _number(
-    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **marks: Any
-) -> Any:
-    """A setting that holds finite numbers from ``low`` up to but not including ``high``, and larger than ``above``."""
-    allowed = f"at least {low}" if low > -math.inf else "a positive number" if above == 0 else "finite"
-    if high < math.inf:
-        allowed = (
-            f"from {low} to {high - 1}" if isinstance(high, int) else f"from {low} up to but not including {high:g}"
-        )
-
-    def fits(value: float | None) -> bool:
-        return value is None or (low <= value < high and value > above)  # neither infinity nor NaN is
-
-    return field(
-        default=default, metadata={"fits": fits, "allowed": ("null or " if default is None else "") + allowed, **marks}
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which network, and where its weights come from."""
 
     name: Literal["simple_cnn", "vgg16", "vgg16_bn"] = "simple_cnn"
     """network"""
-    weights: str | None = None
+    weights: str | None = path(None)
     """null (random), "imagenet" (torchvision's, VGG only), or a state dict's path (.safetensors or .pth)"""
     features_once: bool = False
     """VGG at 32 to 63 pixels: the first fully connected layer gets each feature once and learns as fast as the others;
@@ -61,21 +44,21 @@ class Data:
 
     source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
     """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
-    root: str = field(default="data", metadata=MAY_CHANGE | NO_RECIPE)
+    root: str = path("data", **MAY_CHANGE, **NO_RECIPE)
     """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
-    validation: float = _number(0.2, 0, 1.0)
+    validation: float = number(0.2, 0, 1.0)
     """share of the training images held out for validation, from 0 up to but not including 1"""
-    image_size: int = _number(32, 8, 1025)
+    image_size: int = number(32, 8, 1025)
     """height and width in pixels that images of the "folder" source are resized to"""
     augment: Literal["none", "flip", "flip_crop"] = "none"
     """training images: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
-    mean: tuple[float, float, float] = _number((0.5, 0.5, 0.5), -math.inf)
+    mean: tuple[float, float, float] = number((0.5, 0.5, 0.5), -math.inf)
     """per channel, subtracted from values in [0, 1]"""
-    std: tuple[float, float, float] = _number((0.5, 0.5, 0.5), above=0)
+    std: tuple[float, float, float] = number((0.5, 0.5, 0.5), above=0)
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
-    cache: str | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
+    cache: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
     """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
     """leave out files that are no images, with one warning, in place of stopping"""
@@ -85,20 +68,20 @@ class Data:
 class Train:
     """How long and how."""
 
-    epochs: int = _number(10, 1, **MAY_CHANGE)
+    epochs: int = number(10, 1, MANY, **MAY_CHANGE)
     """passes over the training images"""
-    batch_size: int = _number(128, 1)
+    batch_size: int = number(128, 1, MANY)
     """global batch size: images per optimizer step over all processes together"""
-    gradient_accumulation: int = _number(1, 1, **MAY_CHANGE)
+    gradient_accumulation: int = number(1, 1, MANY, **MAY_CHANGE)
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
-    gradient_shards: int | None = _number(None, 1)
+    gradient_shards: int | None = number(None, 1, MANY)
     """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
     in one fixed order, so that any number of processes that divides N trains the same bits"""
-    label_smoothing: float = _number(0.0, 0, 1.0)
+    label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
-    clip_norm: float | None = _number(None, above=0)
+    clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
-    seed: int = _number(42, 0, 2**32, **NO_RECIPE)
+    seed: int = number(42, 0, 2**32, **NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
@@ -110,11 +93,11 @@ class Optimizer:
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """update rule"""
-    learning_rate: float = _number(0.001, above=0)
+    learning_rate: float = number(0.001, above=0)
     """peak learning rate, for the global batch; not scaled by the number of processes"""
-    weight_decay: float = _number(0.0, 0)
+    weight_decay: float = number(0.0, 0)
     """L2 penalty (adam, sgd) or decoupled decay (adamw)"""
-    momentum: float = _number(0.9, 0, 1.0)
+    momentum: float = number(0.9, 0, 1.0)
     """sgd only"""
 
 
@@ -124,7 +107,7 @@ class Schedule:
 
     name: Literal["constant", "cosine", "onecycle"] = "constant"
     """shape after the warm-up: constant, half a cosine to 0, or straight up and straight down to 0"""
-    warmup_epochs: float = _number(0, 0)
+    warmup_epochs: float = number(0, 0)
     """epochs of linear warm-up from 0; "onecycle" with 0 takes a fifth of the run"""
     extended: Literal["finish", "restart", "stretch"] | None = field(default=None, metadata=MAY_CHANGE | NO_RECIPE)
     """when train.epochs of a run has changed under cosine or onecycle: finish (the old schedule, then its last rate),
@@ -146,9 +129,9 @@ class Runtime:
     """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
     data_on: Literal["auto", "device", "host"] = field(default="auto", metadata=MAY_CHANGE)
     """where the images lie; auto: on the device if they take less than half of its free memory"""
-    threads: int | None = _number(None, 1, **MAY_CHANGE)
+    threads: int | None = number(None, 1, 1025, **MAY_CHANGE)
     """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
-    timeout: float = _number(600, 1, **MAY_CHANGE)
+    timeout: float = number(600, 1, 1e7, **MAY_CHANGE)
     """seconds after which a process that others wait for is taken for dead"""
 
 
@@ -156,13 +139,13 @@ class Runtime:
 class Checkpoint:
     """When the whole state is saved."""
 
-    every_epochs: int | None = _number(1, 1)
+    every_epochs: int | None = number(1, 1, MANY)
     """epochs between saves; null: none at epoch ends but the last"""
-    every_steps: int | None = _number(None, 1)
+    every_steps: int | None = number(None, 1, 10**9)
     """optimizer steps between saves; null: only at epoch ends"""
-    every_seconds: float | None = _number(None, above=0)
+    every_seconds: float | None = number(None, above=0)
     """seconds between saves; null: only by steps and epochs"""
-    keep: int = _number(2, 2)
+    keep: int = number(2, 2, MANY)
     """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
 
 
@@ -170,13 +153,13 @@ class Checkpoint:
 class Run:
     """Where results go."""
 
-    dir: str | None = None
+    dir: str | None = path(None)
     """run directory; null: runs/<config name>-<local time>, under Slurm runs/<job name>-<job id>"""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = field(default_factory=lambda: ["tensorboard"])
     """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
-    log_every: int = _number(50, 1)
+    log_every: int = number(50, 1, 10**9)
     """optimizer steps between training lines in metrics.jsonl"""
-    max_minutes: float | None = _number(None, above=0)
+    max_minutes: float | None = number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
 
 
@@ -199,7 +182,9 @@ class Config:
             for f in dataclasses.fields(section):
                 value, fits = getattr(section, f.name), f.metadata.get("fits")
                 if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(f"{part.name}.{f.name}={value}", f"must be {f.metadata['allowed']}")
+                    raise UserError(
+                        f"{part.name}.{f.name}={value!s:.200}".replace("\0", "\\0"), f"must be {f.metadata['allowed']}"
+                    )
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:

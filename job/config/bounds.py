@@ -1,0 +1,43 @@
+"""What a setting may hold, said at the setting itself."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import field
+from typing import Any
+
+MANY = 10**6 + 1
+"""one more than most counts may be: what is larger is a slip of the finger, and some of it would never end"""
+
+
+def number(
+    default: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf, **marks: Any
+) -> Any:
+    """A setting that holds finite numbers from ``low`` up to but not including ``high``, and larger than ``above``."""
+    allowed = f"at least {low}" if low > -math.inf else "a positive number" if above == 0 else "finite"
+    if high < math.inf:
+        allowed = (
+            f"from {low} to {high - 1}" if isinstance(high, int) else f"from {low} up to but not including {high:g}"
+        )
+
+    def fits(value: float | None) -> bool:
+        return value is None or (low <= value < high and value > above)  # neither infinity nor NaN is
+
+    return field(
+        default=default, metadata={"fits": fits, "allowed": ("null or " if default is None else "") + allowed, **marks}
+    )
+
+
+def path(default: str | None, **marks: Any) -> Any:
+    """A setting that names a file or a directory, whether or not it is there."""
+
+    def fits(value: str | None) -> bool:
+        try:
+            name = os.fsencode(os.path.expanduser("." if value is None else value))
+        except ValueError:  # half a character, or one that no user's name has
+            return False
+        parts = name.split(b"/")
+        return 0 < len(name) < 4096 and b"\0" not in name and name[:1] != b"~" and max(map(len, parts)) < 256
+
+    return field(default=default, metadata={"fits": fits, "allowed": "a path that can exist on this machine", **marks})
