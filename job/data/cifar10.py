@@ -8,10 +8,10 @@ import http.client
 import io
 import os
 import pickle
-import socket
 import tarfile
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,7 @@ def fetch(root: Path, progress: Progress, log: Log) -> None:
     with disk_errors(f"the download of {archive.name} in {root}", mend):
         root.mkdir(parents=True, exist_ok=True)
         with locked(archive.with_name(f"{archive.name}.lock"), log) as alone:
-            part = archive.with_name(f"{archive.name}.part" if alone else f"{archive.name}.part-{socket.gethostname()}")
+            part = archive.with_name(f"{archive.name}.part" if alone else f"{archive.name}.part-{uuid.uuid4().hex}")
             if archive.exists():  # another process was faster
                 return
             with progress(f"downloading {archive.name}", PUBLISHED.size, "B") as advance, part.open("a+b") as file:
