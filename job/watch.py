@@ -93,6 +93,8 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(Text(where(run)))
+    if run.unread:
+        parts.append(Text(run.left_out, style="yellow"))
     if run.status.get("error"):
         parts.append(Text(str(run.status["error"]), style="red"))
     silence = time.time() - newest(run.path)
