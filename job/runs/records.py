@@ -18,6 +18,8 @@ from typing import (
     is_typeddict,
 )
 
+from job.config.settings import Config
+
 State = Literal["running", "preempted", "failed", "finished"]
 MOST = 2**53
 """whole numbers beyond it are no floats, and count nothing that there is"""
@@ -171,7 +173,7 @@ class Position(TypedDict):
     data: str
     """the data set's fingerprint"""
     world_size: int
-    config: dict[str, Any]
+    config: Config
 
 
 _PLAIN = {
@@ -205,11 +207,11 @@ def require(value: Any, kind: Any, name: str = "its content") -> None:
                 require(one, inner[0], f"{name}[{i}]")
     elif fits and (is_typeddict(origin) or dataclasses.is_dataclass(origin)):
         for key, of in _keys(kind).items():
-            optional = get_origin(of) is NotRequired or not getattr(kind, "__total__", False)
+            inside = key if name == "its content" else f"{name}.{key}"
             if key in value:
-                require(value[key], of, key if name == "its content" else f"{name}.{key}")
-            elif not optional:
-                raise ValueError(f"{key} is missing")
+                require(value[key], of, inside)
+            elif getattr(kind, "__total__", False) and get_origin(of) is not NotRequired:
+                raise ValueError(f"{inside} is missing")
     elif origin in _PLAIN:
         fits = _PLAIN[origin](value)
     if not fits:

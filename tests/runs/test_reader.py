@@ -7,16 +7,20 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from support import run_directories
 from support.jobs import read, run_job
 
 from job import compare, report, watch
 from job.config.errors import UserError
+from job.config.settings import Config, Data, Train
 from job.display import comparison_page
 from job.evaluation import comparison
-from job.runs import restored
+from job.runs import checkpoint, reader, restored
+from job.runs.directory import RunDirectory
 
 FREE = ("config.yaml", "environment.json")
 """in which no key need be there"""
@@ -119,3 +123,78 @@ def test_a_run_goes_on_past_small_files_that_are_damaged_and_writes_them_anew(sm
     assert read(run / "evaluation.json") == result
     assert read(run / "status.json")["state"] == "finished"
     assert len(read(run / "environment.json")["attempts"]) == 1
+
+
+LINKS = ("config.yaml", "metrics.jsonl", "status.json", "model.safetensors", "log.txt", "run.lock", "failure-0.txt")
+LINKS += ("checkpoints", "figures", "tracking", "tensorboard", "checkpoints/step-00000009", "figures/loss.png")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_out_of_a_run_directory_is_refused_and_nothing_is_touched_where_it_leads(
+    name: str, runs: Path, tmp_path: Path
+) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(runs / "run", run)
+    outside.mkdir()
+    (outside / "step-00000001").write_text("{}")
+    (run / name).parent.mkdir(exist_ok=True)
+    shutil.rmtree(run / name, ignore_errors=True)
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside if "." not in name else outside / "step-00000001")
+    for opens in (reader.read, opened, lambda run: RunDirectory(run, Config())):
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            opens(run)
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("step-00000001", "{}")]
+
+
+def test_a_run_directory_below_a_link_is_one_like_others(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "runs").symlink_to(runs)
+    (tmp_path / "mine").symlink_to(runs / "run")
+    for run in (tmp_path / "runs" / "run", tmp_path / "mine"):
+        assert reader.read(run).evaluation
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, True),
+        ({"split": "validation"}, True),
+        ({"fingerprint": "other", "named": True}, False),
+        ({"fingerprint": "other"}, "fingerprint -> other"),
+        ({"split": "train", "fingerprint": "other", "named": True}, "fingerprint -> other"),
+        ({"classes": ("ant", "bee", "dog"), "named": True}, "only the run has class cat; only the data have class dog"),
+        ({"classes": ("bee", "ant", "cat")}, "another order"),
+        ({"split": "validation", "settings": Config(train=Train(seed=3))}, "train.seed: 42 -> 3"),
+        ({"split": "train", "settings": Config(data=Data(validation=0.5))}, "data.validation: 0.2 -> 0.5"),
+        ({"settings": Config(train=Train(seed=3))}, True),
+    ],
+)
+def test_a_run_is_evaluated_on_images_of_its_classes_that_it_was_not_trained_on(
+    changes: dict[str, Any], said: bool | str, runs: Path
+) -> None:
+    given = {"settings": Config(), "split": "test", "classes": ("ant", "bee", "cat"), "fingerprint": "fingerprint"}
+    given |= {"named": False} | changes
+    if isinstance(said, bool):
+        assert restored.require_data(runs / "run", **given) == said  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=said):
+        restored.require_data(runs / "run", **given)  # type: ignore[arg-type]
+
+
+def test_moments_that_do_not_fit_the_network_never_reach_the_optimizer() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    good = checkpoint.optimizer_tensors(model, optimizer)
+    checkpoint.restore_optimizer(model, optimizer, good)
+    name = "weight/exp_avg"
+    for bad in (
+        {key: tensor for key, tensor in good.items() if key != name},
+        good | {name: torch.zeros(3)},
+        good | {name: good[name].double()},
+        good | {"weight/step": torch.zeros(3)},
+        good | {"other/exp_avg": torch.zeros(3)},
+    ):
+        with pytest.raises(UserError, match="does not fit the model"):
+            checkpoint.restore_optimizer(model, optimizer, bad)
