@@ -38,6 +38,9 @@ def main(argv: list[str]) -> int:
     runs = comparison.read(options.run)
     compared = comparison.compare(runs)
     console = Console()
+    for one in runs:
+        if one.run.unread:
+            console.warn(f"{one.name}: {one.run.left_out}")
     for table in comparison_page.tables(compared):
         console.show(partial(_drawn, table))
     files = {

@@ -22,6 +22,7 @@ from job.distributed import ending
 from job.distributed.group import start
 from job.runs import restored
 from job.runs.files import write_whole
+from job.runs.records import Origin
 
 SPLITS = ("test", "validation", "train")
 
@@ -44,6 +45,11 @@ def main(argv: list[str]) -> int:
     console = Console(quiet=not group.is_rank_zero)
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
     dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
+    named = any(word.startswith(("--data.root", "--data.source")) for word in rest)
+    data = (dataset.classes, dataset.fingerprint)
+    same = group.guarded(lambda: restored.require_data(run, settings, split, *data, named=named), on=group.is_rank_zero)
+    if same is False:
+        console.say(f"these are other images than those of {run}, of the same classes")
     part = getattr(dataset, split)
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
@@ -55,7 +61,8 @@ def main(argv: list[str]) -> int:
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
     predictions = predict(model, batches, part.labels[part.indices], group)
     assert predictions is not None
-    result = metrics.report(predictions, dataset.classes, split=split, world_size=group.world_size, checkpoint=source)
+    origin = Origin(world_size=group.world_size, checkpoint=source, data=dataset.fingerprint)
+    result = metrics.report(predictions, dataset.classes, split=split, **origin)
     console.result(result)
     path = run / f"evaluation-{split}.json"
     group.guarded(lambda: _write(path, json.dumps(result, indent=1) + "\n"), on=group.is_rank_zero)

@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     from job.display.console import Console
 
     console = Console(quiet=not group.is_rank_zero)
-    directory = group.guarded(lambda: _open(settings, argv), on=group.is_rank_zero)
+    directory = group.guarded(lambda: _open(settings, argv, console), on=group.is_rank_zero)
     path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
     finished = group.from_rank_zero(directory.result if directory else None)
     if finished and finished["epochs"] == settings.train.epochs:
@@ -82,10 +82,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _open(settings: Config, argv: list[str]) -> RunDirectory:
+def _open(settings: Config, argv: list[str], console: Console) -> RunDirectory:
     name = command_line.config_name(argv)
     path = choose(settings.run.dir, launcher.run_name(name), same_job=launcher.under_slurm())
-    return RunDirectory(path, settings)
+    return RunDirectory(path, settings, console.warn)
 
 
 def _train(

@@ -94,6 +94,8 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(plain_text(where(run)))
+    if run.unread:
+        parts.append(plain_text(run.left_out, "yellow"))
     if run.status.get("error"):
         parts.append(plain_text(str(run.status["error"]), "red"))
     silence = time.time() - newest(run.path)

@@ -28,11 +28,12 @@ from torch import Tensor
 from job.config.errors import UserError
 from job.runs import files
 from job.runs.reader import checkpoints, step_of
+from job.runs.records import Position, require
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
-DAMAGED = (OSError, ValueError, KeyError, SafetensorError)
+DAMAGED = (OSError, ValueError, KeyError, RecursionError, SafetensorError)
 """what ``read`` raises for a checkpoint that is not whole"""
 
 
@@ -208,12 +209,12 @@ def read(path: Path) -> State:
     Raises UserError for one that a newer program wrote: to pass it over would throw its work away.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         number = manifest["format"]
         listed = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("its manifest is damaged") from None
     for name, (size, digest) in listed.items():
         if not (path / name).exists():
@@ -223,16 +224,20 @@ def read(path: Path) -> State:
         with open(path / name, "rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
-    trainer = json.loads((path / "trainer.json").read_text())
-    if path.name != f"step-{trainer['step']:08d}":
-        raise ValueError(f"it is of step {trainer['step']}, unlike its name")
-    if number != trainer["format"]:
+    trainer = json.loads((path / "trainer.json").read_text("utf-8"))
+    require(trainer, dict, "trainer.json")
+    if number != trainer.get("format"):
         raise ValueError("its manifest is damaged")
     if number != FORMAT:
         raise UserError(
             f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
             "continue with the program that wrote it, or give another --run.dir",
         )
+    require(trainer, Position, "trainer.json")
+    if path.name != f"step-{trainer['step']:08d}":
+        raise ValueError(f"it is of step {trainer['step']}, unlike its name")
+    if len(trainer["losses"]) != len(trainer["counts"]):
+        raise ValueError("trainer.json has not as many counts as losses")
     with files.opened_as(path / "model.safetensors") as model, files.opened_as(path / "optimizer.safetensors") as state:
         return State(load_file(model), load_file(state), trainer)
 
@@ -244,14 +249,22 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 
 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo ``optimizer_tensors``, onto the parameters' devices."""
+    """Undo ``optimizer_tensors``, onto the parameters' devices. Raises UserError for those of anything else."""
     order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
     parameters = dict(model.named_parameters())
+    keys = ("momentum_buffer",) if "momentum" in optimizer.defaults else ("step", "exp_avg", "exp_avg_sq")
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    wanted = {f"{name}/{key}": () if key == "step" else shape for name, shape in shapes.items() for key in keys}
+    given = {name: tensor.shape for name, tensor in tensors.items()}  # none before the first step
+    wrong = [name for name in wanted | given if given and wanted.get(name) != given.get(name)]
+    if wrong or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        what = f"the checkpoint's optimizer state does not fit the model ({', '.join(wrong[:1]) or 'not float32'})"
+        raise UserError(what, "restore the checkpoint from a backup, or give another --run.dir")
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         owner, _, key = name.rpartition("/")
         parameter = parameters[owner]
-        if tensor.shape == parameter.shape:
+        if key != "step":
             # In the parameter's own memory layout: fused kernels walk both by address, and do not look at strides.
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(order[parameter], {})[key] = tensor

@@ -17,8 +17,8 @@ from job.config import command_line
 from job.config.errors import NO_LOCKS, UserError
 from job.config.settings import REPOSITORY, Config, differences, to_yaml
 from job.runs.files import remove_left_overs, tolerating, write_whole
-from job.runs.reader import checkpoints, evaluation, read_json
-from job.runs.records import Evaluation, MetricsLine, Status
+from job.runs.reader import checkpoints, configuration, evaluation, read_json, require_plain
+from job.runs.records import Environment, Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -27,19 +27,23 @@ class RunDirectory:
     """An opened run directory, locked for the life of this process.
 
     Raises UserError when it cannot be written, when another job lives in it, or when it holds a run of another
-    configuration.
+    configuration. A small file that is damaged is passed over, and written anew: ``warn`` is told.
     """
 
-    def __init__(self, path: Path, settings: Config) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: Config, warn: Callable[[str], None] = lambda _: None) -> None:
+        self.path, self._warn = path, warn
         with _writable(path):
             path.mkdir(parents=True, exist_ok=True)
+            require_plain(path)
             self._lock = _lock(path / "run.lock")
             remove_left_overs(path)
             write_whole(path / ".probe", "")
             (path / ".probe").unlink()
-        before = read_json(path / "status.json")
-        self.attempt: int = before.get("attempt", 0) + 1
+        before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
+        self._past = (self._sound(lambda: read_json(path / "environment.json", Environment)) or {}).get("attempts", [])
+        self.result: Evaluation | None = self._sound(lambda: evaluation(path))
+        """The content of ``evaluation.json`` when the run was opened; None while it is not finished"""
+        self.attempt: int = before.get("attempt", len(self._past)) + 1
         """1 for the first start in this directory"""
         step = before.get("step", 0)
         self._status = Status(state="running", step=step, signal=None, error=None, attempt=self.attempt)
@@ -50,10 +54,12 @@ class RunDirectory:
         self.listeners: list[Callable[[MetricsLine], None]] = []
         """what else is told of each line of ``metrics.jsonl``"""
 
-    @property
-    def result(self) -> Evaluation | None:
-        """The content of ``evaluation.json``; None while the run is not finished."""
-        return evaluation(self.path)
+    def _sound(self, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except UserError as error:
+            self._warn(f"passing over {str(error).rpartition(':')[0]}")
+            return None
 
     def status(self, **changes: Any) -> None:
         """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
@@ -69,26 +75,27 @@ class RunDirectory:
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        past = read_json(self.path / "environment.json").get("attempts", [])
         # A finished run is to go on, with more epochs: its result goes first.
-        gone = [self.path / name for name in ("evaluation.json", "report.html")] if self.result else []
+        finished = (self.path / "evaluation.json").exists()
+        gone = [self.path / name for name in ("evaluation.json", "report.html")] if finished else []
         with _writable(self.path):
             for path in (*gone, self.path / "STOP", *self.path.glob("failure-*.txt")):
                 path.unlink(missing_ok=True)
             write_whole(self.path / "config.yaml", to_yaml(settings))
-            write_whole(self.path / "environment.json", json.dumps(content | {"attempts": [*past, content]}, indent=1))
+            self._environment = content | {"attempts": [*self._past, content]}
+            write_whole(self.path / "environment.json", json.dumps(self._environment, indent=1))
             self.status()
 
     def begins_at(self, step: int, steps_per_epoch: int) -> None:
         """Record, for who looks on, that this start goes on from optimizer step ``step``."""
-        content = read_json(self.path / "environment.json")
-        with contextlib.suppress(OSError, KeyError, IndexError):
-            content["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
-            write_whole(self.path / "environment.json", json.dumps(content, indent=1))
+        with contextlib.suppress(OSError):
+            self._environment["attempts"][-1] |= {"step": step, "steps_per_epoch": steps_per_epoch}
+            write_whole(self.path / "environment.json", json.dumps(self._environment, indent=1))
 
     def metrics_from(self, size: int) -> None:
         """Open ``metrics.jsonl`` for appending after its first ``size`` bytes: what a checkpoint knew of."""
-        self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
+        with _writable(self.path):
+            self._metrics = os.open(self.path / "metrics.jsonl", os.O_RDWR | os.O_CREAT, 0o666)
         with open(self._metrics, "rb", closefd=False) as file:
             self._known = bytearray(file.read(size))
         del self._known[self._known.rfind(b"\n") + 1 :]  # where lines were lost
@@ -164,18 +171,19 @@ class RunDirectory:
         if self.result and (trained := self.result.get("epochs", 0)):
             require_epochs(settings, before=trained, begun=trained)
         self._settings = settings
-        file = self.path / "config.yaml"
-        if file.exists():
-            self.require_settings(command_line.load_yaml(file.read_text(), str(file)), str(file))
+        with contextlib.suppress(FileNotFoundError):
+            self.require_settings(configuration(self.path), str(self.path / "config.yaml"))
 
-    def require_settings(self, saved: dict[str, Any], name: str) -> None:
-        """Raise UserError, with the difference, where the settings ``saved`` in ``name`` are of another run."""
-        changed = differences(command_line.from_dict(saved, name), self._settings)
+    def require_settings(self, saved: dict[str, Any], name: str) -> Config:
+        """The settings ``saved`` in ``name``. Raises UserError, with the difference, where they are of another run."""
+        before = command_line.from_dict(saved, name)
+        changed = differences(before, self._settings)
         if changed:
             raise UserError(
                 f"run directory {self.path} holds a run of another configuration ({'; '.join(changed)})",
                 "give its settings to continue it, or another --run.dir",
             )
+        return before
 
 
 def choose(path: str | None, name: str, *, same_job: bool) -> Path:
@@ -241,5 +249,6 @@ def _writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"run directory {path} cannot be written ({error.strerror})"
+        which = f"{Path(error.filename).name}: " if error.filename not in (None, path, str(path)) else ""
+        what = f"run directory {path} cannot be written ({which}{error.strerror})"
         raise UserError(what, "name another one with --run.dir") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Iterator
@@ -13,14 +14,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from job.config import command_line
-from job.config.errors import UserError
-from job.runs.records import Evaluation
+from job.config.errors import UserError, first_line
+from job.config.settings import Config
+from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
 Record = dict[str, Any]
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
+_OWN = re.compile(
+    r"config\.yaml|(environment|status|evaluation(-\w+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
+    r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
+)
+_ANY = re.compile(r"(?s).*")
+_TRACKERS = ("tensorboard", "wandb")
+"""folders whose content is not ours"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,8 @@ class Run:
     config: Record
     environment: Record
     metrics: list[Record]
+    unread: int
+    """lines of metrics.jsonl that are damaged, and left out"""
     evaluation: Evaluation | None
     """None while the run is not finished"""
     status: Record
@@ -65,6 +76,11 @@ class Run:
     def state(self) -> str:
         """finished, running, preempted or failed."""
         return "finished" if self.evaluation else str(self.status.get("state", "running"))
+
+    @property
+    def left_out(self) -> str:
+        """What is said of ``unread`` lines."""
+        return f"{self.unread} damaged line{'s' if self.unread > 1 else ''} of metrics.jsonl left out"
 
     def setting(self, key: str, default: Any = None) -> Any:
         """A value of ``config.yaml`` by its dotted key."""
@@ -117,31 +133,87 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """The run in ``path``, finished or not. Raises UserError when there is none."""
-    if not (path / "config.yaml").is_file():
-        raise UserError(f"{path} is no run directory (there is no config.yaml)", "give one, such as runs/<name>")
+    """The run in ``path``, finished or not. Raises UserError when there is none, or what is there cannot be read."""
+    require_run(path)
+    lines = list(_lines(path / "metrics.jsonl"))
     return Run(
         path,
-        command_line.load_yaml((path / "config.yaml").read_text(), str(path / "config.yaml")),
-        read_json(path / "environment.json"),
-        list(read_lines(path / "metrics.jsonl")),
+        configuration(path),
+        read_json(path / "environment.json", Environment) or {},
+        [line for line in lines if line is not None],
+        lines.count(None),
         evaluation(path),
-        read_json(path / "status.json"),
+        read_json(path / "status.json", Status) or {},
     )
 
 
-def read_json(path: Path) -> Record:
-    """The object in a JSON file; empty when the file is not there, is being written, or is damaged."""
+def require_run(path: Path) -> None:
+    """Raise UserError unless ``path`` is a run directory, and plain."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        problem = "" if "config.yaml" in os.listdir(path) else "there is no config.yaml"
+    except OSError as error:
+        problem = error.strerror or ""
+    if problem:
+        raise UserError(f"{path} is no run directory ({problem})", "give one, such as runs/<name>")
+    require_plain(path)
+
+
+def require_plain(folder: Path, own: re.Pattern[str] = _OWN) -> None:
+    """Raise UserError unless all of ours in a run directory are files and directories.
+
+    Links lead out of it: whoever was given it by somebody else would read, write and delete there.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if not own.fullmatch(entry.name):
+            continue
+        directory = entry.is_dir(follow_symlinks=False)
+        if not directory and not entry.is_file(follow_symlinks=False):
+            kind = "a link" if entry.is_symlink() else "no file"
+            raise UserError(f"{entry.path} is {kind}", "put the file itself there, or move it away")
+        if directory and entry.name not in _TRACKERS:
+            with contextlib.suppress(OSError):  # gone, in a run that lives; or not to be read, which its reader says
+                require_plain(Path(entry.path), _ANY)
+
+
+def configuration(run: Path) -> Record:
+    """The content of ``config.yaml``. Raises UserError when it cannot be read."""
+    path = run / "config.yaml"
+    with _reading(path):
+        content = command_line.load_yaml(path.read_text("utf-8"), str(path))
+        require(content, Config)
+    return content
+
+
+def read_json(path: Path, kind: Any) -> Any:
+    """The object, of ``kind``, in a JSON file; None when there is no file. Raises UserError for anything else."""
+    with contextlib.suppress(FileNotFoundError), _reading(path):
+        content = json.loads(path.read_text("utf-8"))
+        require(content, kind)
+        return content
+    return None
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise UserError where ``path`` is damaged, or may not be read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise UserError(f"{path} cannot be read ({reason})", "restore it from a backup") from None
 
 
 def evaluation(run: Path) -> Evaluation | None:
-    """The content of ``evaluation.json``; None while the run is not finished."""
-    return cast(Evaluation, read_json(run / "evaluation.json")) or None
+    """The content of ``evaluation.json``; None while the run is not finished. Raises UserError for a damaged one."""
+    path = run / "evaluation.json"
+    content = cast(Evaluation | None, read_json(path, Evaluation))
+    with _reading(path):
+        matrix = content["confusion_matrix"] if content else []
+        if content and {len(matrix), *map(len, matrix)} != {len(content["classes"])}:
+            raise ValueError("confusion_matrix is not of its classes")
+    return content
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -156,13 +228,21 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_lines(path: Path) -> Iterator[Record]:
-    """The whole lines of a JSONL file; the last may be half written while the run lives."""
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+    """The whole lines of ``metrics.jsonl``. Raises UserError when the file cannot be read."""
+    return filter(None, _lines(path))
+
+
+def _lines(path: Path) -> Iterator[Record | None]:
+    """What stands in each line, None for a damaged one; the last may be half written while the run lives."""
+    with contextlib.suppress(FileNotFoundError), _reading(path):
+        *lines, _ = path.read_bytes().split(b"\n")
+        for line in lines:
+            try:
                 record = json.loads(line)
-                if isinstance(record, dict) and isinstance(record.get("step"), int):
-                    yield record
+                require(record, MetricsLine)
+                yield record
+            except (ValueError, RecursionError):
+                yield None
 
 
 def number(value: Any, missing: float = math.nan) -> float:

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+import dataclasses
+from functools import cache
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypedDict,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+from job.config.settings import Config
 
 State = Literal["running", "preempted", "failed", "finished"]
+MOST = 2**53
+"""whole numbers beyond it are no floats, and count nothing that there is"""
+Number = Annotated[int, 1, MOST]
+"""of something counted from 1"""
+Share = Annotated[float, 0, 1]
+Interval = Annotated[list[Share], 2, 2]
+"""low and high end"""
 
 
 class TrainLine(TypedDict):
     """A line of ``metrics.jsonl`` every ``run.log_every`` steps, and at the end of an epoch."""
 
     split: Literal["train"]
-    step: int
+    step: Number
     """optimizer steps taken, from 1"""
-    epoch: int
+    epoch: Number
     """from 1"""
     loss: float | None
     """mean over the images since the last line; None when fp16's loss scaling left out all of their steps"""
@@ -29,14 +52,14 @@ class ValidationLine(TypedDict):
     """A line of ``metrics.jsonl`` after each epoch. What validation gives is left out where no images are held out."""
 
     split: Literal["validation"]
-    epoch: int
-    step: int
+    epoch: Number
+    step: Number
     train_loss: float
     """mean over the images of the epoch"""
     loss: NotRequired[float | None]
     """None when it is not finite"""
-    accuracy: NotRequired[float]
-    class_accuracy: NotRequired[list[float | None]]
+    accuracy: NotRequired[Share]
+    class_accuracy: NotRequired[list[Share | None]]
     """in the order of the classes; None without images"""
     seconds: NotRequired[float]
     """that validation took"""
@@ -51,12 +74,12 @@ class ClassRow(TypedDict):
     name: str
     images: int
     correct: int
-    accuracy: float | None
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    interval: list[float] | None
-    """low and high end of the accuracy's 95% Wilson interval"""
+    accuracy: Share | None
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    interval: Interval | None
+    """of the accuracy: 95%, Wilson's"""
 
 
 class Confusion(TypedDict):
@@ -81,12 +104,12 @@ class Origin(TypedDict):
     """the data set's fingerprint"""
 
 
-class Matrix(TypedDict, total=False):
+class Matrix(TypedDict):
     """Images by true and predicted class, in one of two forms."""
 
-    confusion_matrix: list[list[int]]
+    confusion_matrix: NotRequired[list[list[int]]]
     """[true, predicted]"""
-    confusions: list[list[int]]
+    confusions: NotRequired[list[list[int]]]
     """[true, predicted, images] of each cell that is not 0, with more than 200 classes"""
 
 
@@ -96,9 +119,9 @@ class Evaluation(Origin, Matrix):
     split: str
     images: int
     loss: float
-    accuracy: float
-    interval: list[float]
-    classes: list[ClassRow]
+    accuracy: Share
+    interval: Interval
+    classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
 
@@ -114,3 +137,102 @@ class Status(TypedDict):
     """starts in this directory, from 1"""
     recurs: NotRequired[bool]
     """whether the same command would come to the same end"""
+
+
+class Start(TypedDict, total=False):
+    """What is read of a start in ``environment.json``; more is written."""
+
+    started: str
+    """ISO 8601"""
+    step: int
+    """optimizer steps that stood when it began"""
+    steps_per_epoch: Number
+
+
+class Environment(TypedDict, total=False):
+    """What is read of ``environment.json``: the newest start, and all of them."""
+
+    command: list[str]
+    git_commit: str | None
+    world_size: Number
+    hosts: list[str]
+    devices: list[str]
+    torch: str
+    accelerate: str
+    attempts: list[Start]
+
+
+class Position(TypedDict):
+    """``trainer.json`` of a checkpoint: all of the state that is no tensor. ``Progress`` says what the first are."""
+
+    step: int
+    epoch: Number
+    images: int
+    losses: list[float]
+    counts: list[int]
+    epoch_loss: float
+    skipped: int
+    schedule: NotRequired[Annotated[list[Annotated[list[int], 2, 2]], 1, MOST]]
+    best: ValidationLine | None
+    metrics_bytes: int
+    scaler: dict[str, Any] | None
+    classes: list[str]
+    data: str
+    """the data set's fingerprint"""
+    world_size: int
+    config: Config
+
+
+_PLAIN = {
+    int: lambda value: type(value) is int and 0 <= value <= MOST,  # all of them count something
+    float: lambda value: type(value) in (int, float) and abs(value) < 1e100,  # NaN is not
+    str: lambda value: type(value) is str,
+    bool: lambda value: type(value) is bool,
+    NoneType: lambda value: value is None,
+    dict: lambda value: type(value) is dict,
+}
+
+
+def require(value: Any, kind: Any, name: str = "its content") -> None:
+    """Raise ValueError, such as "classes[3].images is 'x'", unless ``value``, read from a file, is of ``kind``.
+
+    ``kind`` is a type of this module, or a dataclass of settings, of which nothing need be there.
+    """
+    origin, inner = get_origin(kind) or kind, get_args(kind)
+    fits = type(value) is (list if origin in (list, tuple) else dict)
+    if origin is Annotated:
+        require(value, inner[0], name)
+        fits = inner[1] <= (len(value) if type(value) is list else value) <= inner[2]
+    elif origin in (Union, UnionType, NotRequired):
+        fits = any(_is(value, one) for one in inner)
+    elif origin is Literal:
+        fits = value in inner
+    elif origin in (list, tuple) and fits:
+        fits = origin is list or len(value) == len(inner)
+        if inner[0] not in _PLAIN or not all(map(_PLAIN[inner[0]], value)):  # the long ones are plain
+            for i, one in enumerate(value):
+                require(one, inner[0], f"{name}[{i}]")
+    elif fits and (is_typeddict(origin) or dataclasses.is_dataclass(origin)):
+        for key, of in _keys(kind).items():
+            inside = key if name == "its content" else f"{name}.{key}"
+            if key in value:
+                require(value[key], of, inside)
+            elif getattr(kind, "__total__", False) and get_origin(of) is not NotRequired:
+                raise ValueError(f"{inside} is missing")
+    elif origin in _PLAIN:
+        fits = _PLAIN[origin](value)
+    if not fits:
+        raise ValueError(f"{name} is {str(value)[:40]!r}")
+
+
+def _is(value: Any, kind: Any) -> bool:
+    try:
+        require(value, kind)
+    except ValueError:
+        return False
+    return True
+
+
+@cache
+def _keys(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)

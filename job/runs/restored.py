@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from job.config import command_line
 from job.config.errors import UserError
 from job.config.settings import Config
-from job.runs.reader import evaluation
+from job.runs.reader import configuration, evaluation, require_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +24,9 @@ def of_run(run: str | None, argv: list[str], description: str) -> tuple[Config, 
     if run is None and "--help" not in argv and "-h" not in argv:
         raise UserError("--run is missing", "name a run directory, such as --run runs/simple_cnn-20260101-120000")
     file = Path(run or "") / "config.yaml"
-    if run is not None and not file.is_file():
-        raise UserError(f"--run {run} is no run directory", f"there is no {file}")
+    if run is not None:
+        require_run(Path(run))
+        configuration(Path(run))
     settings = command_line.parse([f"--config={file}", *argv] if run else argv, description=description)
     return settings, Path(run or "")
 
@@ -58,8 +59,46 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
 
 def class_names(run: Path) -> tuple[str, ...]:
     """The classes of a finished or running run. Raises UserError when it has no weights yet."""
-    result = evaluation(run)
-    return tuple(row["name"] for row in result["classes"]) if result else tuple(_newest(run).trainer["classes"])
+    return _trained_on(run)[0]
+
+
+def require_data(
+    run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str, *, named: bool
+) -> bool:
+    """Whether the data are the run's own. Raises UserError where it makes no sense to evaluate it on their ``split``.
+
+    Its classes must be the run's. Of other data there is a test split alone, and that only where they were ``named``:
+    which of their other images the run was trained on, nobody knows.
+    """
+    names, known = _trained_on(run)
+    own = command_line.from_dict(configuration(run), str(run / "config.yaml"))
+    same = known in (None, fingerprint)
+    differences = [f"only the run has class {name}" for name in names if name not in classes][:1]
+    differences += [f"only the data have class {name}" for name in classes if name not in names][:1]
+    if not differences and names != classes:
+        differences = ["the classes are in another order"]
+    if not same and (split != "test" or not named):
+        differences += [f"the images differ: fingerprint {str(known)[:12]} -> {fingerprint[:12]}"]
+    if split != "test":
+        pairs = (
+            ("data.validation", own.data.validation, settings.data.validation),
+            ("train.seed", own.train.seed, settings.train.seed),
+        )
+        differences += [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
+    if differences:
+        raise UserError(
+            f"this {split} split is not that of {run} ({'; '.join(differences)})",
+            "give the data that it was trained on, or name a test split of the same classes by --data.root",
+        )
+    return same
+
+
+def _trained_on(run: Path) -> tuple[tuple[str, ...], str | None]:
+    """The classes of a run and its data's fingerprint."""
+    if result := evaluation(run):
+        return tuple(row["name"] for row in result["classes"]), result.get("data")
+    saved = _newest(run).trainer
+    return tuple(saved["classes"]), saved["data"]
 
 
 def _newest(run: Path) -> State:

@@ -54,8 +54,8 @@ class Saving:
     def _go_on(self, trainer: dict[str, Any]) -> None:
         """Refuse to go on from ``trainer`` under other settings; lay learning rates out for other epochs."""
         assert self._directory is not None
-        before, epochs = trainer["config"]["train"]["epochs"], self._settings.train.epochs
-        self._directory.require_settings(trainer["config"], "its newest checkpoint")
+        saved = self._directory.require_settings(trainer["config"], "its newest checkpoint")
+        before, epochs = saved.train.epochs, self._settings.train.epochs
         begun = trainer["epoch"] - (trainer["images"] == 0)
         require_epochs(self._settings, before=before, begun=begun)
         trainer["schedule"] = extended(trainer.get("schedule", [[0, before]]), before, self._settings)

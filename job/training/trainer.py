@@ -198,7 +198,7 @@ class Trainer:
             line["accuracy"] = predictions.accuracy
             line["class_accuracy"] = class_accuracy(predictions, len(self.dataset.classes))
             words += f"  validation loss {predictions.loss:.4f}  accuracy {predictions.accuracy:.2%}"
-            if progress.best is None or predictions.accuracy > progress.best["accuracy"]:
+            if progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0):
                 progress.best = line.copy()
                 words += "  (best so far)"
         line["seconds"] = round(time.monotonic() - began, 3)

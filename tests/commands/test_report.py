@@ -27,7 +27,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "nasty labels": {"classes": NASTY},
     "one class": {"classes": ("only",)},
     "a hundred classes": {"classes": tuple(f"class number {i}" for i in range(100)), "images": 1000},
-    "all right": {"skill": 1.1},
+    "all right": {"skill": 1.0},
     "all wrong": {"skill": 0.0},
     "a class without images": {"classes": tuple("abcd"), "images": 3},
     "not finished": {"finished": False},

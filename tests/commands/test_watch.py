@@ -62,7 +62,8 @@ def test_a_run_that_has_just_begun_is_shown(tmp_path: Path) -> None:
 def test_the_exit_status_tells_how_the_run_ended(state: str, status: int, tmp_path: Path) -> None:
     run = run_directories.write(tmp_path / "run", finished=state == "finished")
     if state == "failed":
-        (run / "status.json").write_text(json.dumps({"state": "failed", "step": 7, "error": "out of memory"}))
+        status_now = {"state": "failed", "step": 7, "signal": None, "error": "out of memory", "attempt": 1}
+        (run / "status.json").write_text(json.dumps(status_now))
     done = run_job("watch.py", run)
     assert done.returncode == status, done.stderr
     assert f"run: {state}" in done.stdout

@@ -24,14 +24,14 @@ from job.runs.checkpoint import FILES, MANIFEST, Checkpoints, State
 
 SLOW = {"do": "slow", "at": "step", "n": None}
 EVERY_FILE = [*FILES, MANIFEST]
+POSITION = {"epoch": 1, "images": 0, "losses": [], "counts": [], "epoch_loss": 0.0, "skipped": 0, "best": None}
+POSITION |= {"metrics_bytes": 0, "scaler": None, "classes": [], "data": "", "world_size": 1, "config": {}}
 
 
 def state(step: int, size: int = 100) -> State:
     draw = torch.Generator().manual_seed(step)
     tensors = {"a.weight": torch.randn(size, 3, generator=draw), "b.count": torch.tensor(step)}
-    return State(
-        tensors, {"a.weight/exp_avg": torch.randn(size, 3, generator=draw)}, {"step": step, "metrics_bytes": 0}
-    )
+    return State(tensors, {"a.weight/exp_avg": torch.randn(size, 3, generator=draw)}, POSITION | {"step": step})
 
 
 def equal(one: State, other: State) -> bool:

@@ -80,8 +80,16 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     predictions.save(path)
-    best = {"epoch": epochs, "accuracy": skill}
+    best = {"split": "validation", "epoch": epochs, "step": 100 * epochs, "train_loss": 1.0, "accuracy": skill}
     result = metrics.report(
-        predictions, classes, split="test", epochs=epochs, best_validation=best, parameters=1234, data=data
+        predictions,
+        classes,
+        split="test",
+        world_size=2,
+        checkpoint=None,
+        epochs=epochs,
+        best_validation=best,
+        parameters=1234,
+        data=data,
     )
     (path / "evaluation.json").write_text(json.dumps(result))
