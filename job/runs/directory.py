@@ -252,7 +252,7 @@ def _writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = error.filename2 or error.filename
-        which = f"{Path(name).name}: " if name not in (None, path, str(path)) else ""
+        in_the_way = error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR)
+        which = f"{Path(error.filename2 or error.filename).name}: " if in_the_way else ""
         what = f"run directory {path} cannot be written ({which}{error.strerror})"
         raise UserError(what, "name another one with --run.dir") from None
