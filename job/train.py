@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     directory = group.guarded(lambda: _open(settings, argv, console), on=group.is_rank_zero)
     path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
     finished = group.from_rank_zero(directory.result if directory else None)
-    if finished and finished["epochs"] == settings.train.epochs:
+    if finished and finished.get("epochs") == settings.train.epochs:
         if directory is not None:
             if not (path / "report.html").exists():
                 _report(directory, console)

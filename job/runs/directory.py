@@ -35,6 +35,7 @@ class RunDirectory:
         with _writable(path):
             path.mkdir(parents=True, exist_ok=True)
             require_plain(path)
+            (path / "checkpoints").mkdir(exist_ok=True)
             self._lock = _lock(path / "run.lock")
             remove_left_overs(path)
             write_whole(path / ".probe", "")
@@ -249,6 +250,7 @@ def _writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        which = f"{Path(error.filename).name}: " if error.filename not in (None, path, str(path)) else ""
+        in_the_way = error.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTDIR)
+        which = f"{Path(error.filename2 or error.filename).name}: " if in_the_way else ""
         what = f"run directory {path} cannot be written ({which}{error.strerror})"
         raise UserError(what, "name another one with --run.dir") from None
