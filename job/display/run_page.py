@@ -88,6 +88,9 @@ def write(path: Path) -> Path:
 
 def _shown(result: Evaluation, some: Samples) -> list[Shown]:
     names = [row["name"] for row in result["classes"]]
+    said = np.concatenate([some.labels, some.predicted])
+    if len({len(some.images), len(said) / 2, len(some.confidence)}) > 1 or ((said < 0) | (said >= len(names))).any():
+        return []  # a damaged file: the report does without
     fields = zip(some.images, some.labels, some.predicted, some.confidence, strict=True)
     return [Shown(pixels, names[label], names[said], float(sure)) for pixels, label, said, sure in fields]
 

@@ -210,8 +210,8 @@ def evaluation(run: Path) -> Evaluation | None:
     path = run / "evaluation.json"
     content = cast(Evaluation | None, read_json(path, Evaluation))
     with _reading(path):
-        matrix = content["confusion_matrix"] if content else []
-        if content and {len(matrix), *map(len, matrix)} != {len(content["classes"])}:
+        matrix = content.get("confusion_matrix") if content else None
+        if content and matrix is not None and {len(matrix), *map(len, matrix)} != {len(content["classes"])}:
             raise ValueError("confusion_matrix is not of its classes")
     return content
 
