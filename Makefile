@@ -18,6 +18,7 @@ test: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff check --preview --select PLW1514 job launch  # files are UTF-8 in whatever locale
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 

@@ -61,7 +61,7 @@ def read(encoded: Encoded, size: int) -> bytes:
             with Image.open(io.BytesIO(content), formats=FORMATS) as opened, contextlib.ExitStack() as alone:
                 if opened.width * opened.height > _HUGE:
                     opened.draft(None, (4 * size, 4 * size))  # a JPEG can be read at an eighth of its size
-                    lock = alone.enter_context(open(__file__))  # others take up to 4 GB: one at a time on a machine
+                    lock = alone.enter_context(open(__file__, "rb"))  # others take up to 4 GB: one at a time
                     with contextlib.suppress(OSError):
                         fcntl.flock(lock, fcntl.LOCK_EX)
                 image = to_rgb(opened)

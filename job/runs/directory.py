@@ -160,7 +160,7 @@ class RunDirectory:
         """What the rank that failed first has left, if it could."""
         with contextlib.suppress(OSError):
             reports = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
-            return reports[0].read_text().strip() if reports else None
+            return reports[0].read_text(encoding="utf-8").strip() if reports else None
         return None
 
     def finish(self, result: Evaluation) -> None:
@@ -229,7 +229,8 @@ def _lock(path: Path) -> tuple[int, TextIO]:
 
     The directory too: a file can be deleted. The file too: NFS locks no directories.
     """
-    file, directory = open(path, "a+"), os.open(path.parent, os.O_RDONLY)  # noqa: SIM115 (open as long as the process)
+    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
+    directory = os.open(path.parent, os.O_RDONLY)
     try:
         for each in (directory, file.fileno()):
             with tolerating(*NO_LOCKS):
