@@ -28,6 +28,7 @@ from job.config import command_line
 from job.config.errors import BAD_INPUT, UserError, first_line
 from job.config.settings import REPOSITORY, Config
 from job.data import datasets
+from job.display.console import plain_text
 from job.distributed import launcher
 from job.models import registry, weights
 from job.models.fast import form
@@ -88,10 +89,10 @@ def main(argv: Sequence[str]) -> int:
     if shutil.which("sbatch") and not launcher.under_slurm():
         asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
         _look(checks, "Slurm", lambda: _request(asked, name))
-    title = f"{name} with {shape.nodes} x {shape.processes} processes"
-    table = Table("check", "verdict", "what was found", title=title, title_justify="left", title_style="bold")
+    title = plain_text(f"{name} with {shape.nodes} x {shape.processes} processes", "bold")
+    table = Table("check", "verdict", "what was found", title=title, title_justify="left")
     for check in checks:
-        table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), Text(check.detail))
+        table.add_row(check.name, Text(check.verdict, style=STYLES[check.verdict]), plain_text(check.detail))
     console = Console(highlight=False, width=None if os.isatty(1) else 120)
     console.print(table)
     problems = sum(check.verdict == "problem" for check in checks)
@@ -263,7 +264,7 @@ def _save_time(existing: Path, name: str, size: int) -> str:
 
 def signal_lead(script: Path) -> int | None:
     """Seconds between the warning that ``script`` asks Slurm for and its end; None when it asks for none."""
-    text = script.read_text() if script.is_file() else ""
+    text = script.read_text(encoding="utf-8") if script.is_file() else ""
     match = re.search(r"^#SBATCH\s+--signal[= ]\S*?@(\d+)", text, re.MULTILINE)
     return int(match[1]) if match else None
 
@@ -275,7 +276,8 @@ def _request(options: list[str], name: str) -> str:
         return Note(f"there is no slurm/{name}.sh to ask about")
     if subprocess.run(["sinfo", "--noheader"], capture_output=True).returncode:
         return Note("no cluster answers this machine")
-    asked = subprocess.run(["sbatch", "--test-only", *options, script], capture_output=True, text=True)
+    command = ["sbatch", "--test-only", *options, str(script)]
+    asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     said = " ".join(asked.stderr.split()).removeprefix("sbatch: ")
     return _sound(asked.returncode == 0, f"{' '.join(['sbatch', *options, f'slurm/{name}.sh'])}: {said}")
 

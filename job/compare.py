@@ -16,13 +16,13 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 import json
 from functools import partial
 
+from rich.console import JustifyMethod
 from rich.table import Table
-from rich.text import Text
 
 from job.config.command_line import Arguments
 from job.config.errors import UserError
 from job.display import comparison_page
-from job.display.console import Console, plain_table
+from job.display.console import Console, plain_table, plain_text
 from job.distributed import ending
 from job.evaluation import comparison
 from job.runs.files import write_whole
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             if file.is_symlink() or (file.exists() and not file.is_file()):  # such as /dev/stdout: as it comes
-                file.write_text(text)
+                file.write_text(text, encoding="utf-8", errors="backslashreplace")
             else:
                 write_whole(file, text)
         except OSError as error:
@@ -62,9 +62,10 @@ def main(argv: list[str]) -> int:
 def _drawn(table: comparison_page.Table, _width: int) -> Table:
     drawn = plain_table(table.caption)
     for i, name in enumerate(table.head):
-        drawn.add_column(name, justify="right" if i else "left", no_wrap=i > 0 and name != "model", overflow="fold")
+        side: JustifyMethod = "right" if i else "left"
+        drawn.add_column(plain_text(name), justify=side, no_wrap=i > 0 and name != "model", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*map(plain_text, row))
     return drawn
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from job.config.command_line import Arguments
-from job.config.errors import FAILED, UserError
+from job.config.errors import FAILED, UserError, printable
 from job.data import archives, decoding
 from job.data.decoding import Encoded
 from job.distributed import ending
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     model, group = export.restored(options.run)
     if options.export is not None:
         for path in export.export(model, options.export):
-            print(f"wrote {path}", file=sys.stderr)
+            print(printable(f"wrote {path}"), file=sys.stderr)
     width = min(max((len(name) for name in names), default=0), 60)
     unread = False
     for batch, pixels, reasons in read(names, model.size, options.batch):
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         for name, reason in zip(batch, reasons, strict=True):
             if reason is not None:
                 unread = True
-                print(f"error: {name}: {reason}", file=sys.stderr)
+                ending.complain(f"{name}: {reason}")
                 if options.json:
                     print(json.dumps({"picture": name, "error": reason}), flush=True)
                 continue
@@ -105,7 +105,7 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         if not files:
             raise UserError(f"no images in {name}{left_out}", f"their names end in one of {', '.join(sorted(endings))}")
         if left_out:
-            print(f"{name}: {len(files)} images{left_out}", file=sys.stderr)
+            print(printable(f"{name}: {len(files)} images{left_out}"), file=sys.stderr)
         yield from files
 
 
@@ -144,8 +144,8 @@ def _line(name: str, probabilities: dict[str, float], top: int, width: int) -> s
     best = sorted(probabilities, key=probabilities.__getitem__, reverse=True)[:top]
     widest = max(map(len, probabilities))
     shown = "  ".join(f"{label:<{widest}} {probabilities[label]:6.1%}" for label in best)
-    return f"{name:<{width}}  {shown}"
+    return printable(f"{name:<{width}}  {shown}")
 
 
 if __name__ == "__main__":
-    ending.entry(main)
+    ending.entry(main, only_shows=True)

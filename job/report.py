@@ -13,7 +13,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from job.config.command_line import Arguments
-from job.config.errors import UserError
+from job.config.errors import UserError, printable
 from job.display import run_page
 from job.distributed import ending
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", nargs="+", type=Path, help="run directory, finished or not")
     for path in parser.parse_args(argv).run:
         try:
-            print(f"wrote {run_page.write(path)}")
+            print(printable(f"wrote {run_page.write(path)}"))
         except OSError as error:
             raise UserError(
                 f"the report of {path} cannot be written ({error.strerror})", "report a copy of it"

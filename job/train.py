@@ -22,7 +22,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 from job.config.errors import FAILED, PREEMPTED, FailedError, StoppedEarlyError, UserError, first_line
 from job.distributed.preemption import SIGNALS, Preemption
 
-if __name__ == "__main__":  # what comes before the handlers stand waits for them
+if __name__ == "__main__" and "--check" not in sys.argv:  # what comes before the handlers stand waits for them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 import time
@@ -119,7 +119,8 @@ def _train(
         end_time=launcher.end_time(),
         maximum=group.maximum if group.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer) + (", each process on its own cores" if own_cores else ""))
+    console.say(_describe_plan(trainer))
+    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""))
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
@@ -203,7 +204,7 @@ def _ended(
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
     if group.is_rank_zero:
-        print(f"error: {message}", file=sys.stderr)
+        ending.complain(message)
     return FAILED
 
 
@@ -215,7 +216,7 @@ def _describe_plan(trainer: Trainer) -> str:
     return (
         f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
         f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}\nhow: {trainer.how}"
+        f"{settings.train.batch_size}{went_on}"
     )
 
 

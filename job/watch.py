@@ -25,7 +25,7 @@ from rich.text import Text
 
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
-from job.display.console import Console
+from job.display.console import Console, plain_text
 from job.display.text import decimals, duration, percent
 from job.distributed import ending
 from job.runs import reader
@@ -86,20 +86,22 @@ def is_over(run: Run) -> bool:
 def view(run: Run) -> Group:
     """How the run stands, in a screenful."""
     parts: list[Text | Table] = []
-    parts.append(Text.assemble((run.name, "bold"), f"  {run.title}  ", (run.state, STYLES.get(run.state, ""))))
+    state = plain_text(run.state, STYLES.get(run.state, ""))
+    parts.append(Text.assemble(plain_text(run.name, "bold"), plain_text(f"  {run.title}  "), state))
     step, total = steps(run)
     if total:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
-    parts.append(Text(where(run)))
+    parts.append(plain_text(where(run)))
     if run.status.get("error"):
-        parts.append(Text(str(run.status["error"]), style="red"))
+        parts.append(plain_text(str(run.status["error"]), "red"))
     silence = time.time() - newest(run.path)
     if run.state == "running" and silence > SILENCE:
         parts.append(Text(f"no news for {duration(silence)}: it may have been killed", style="yellow"))
     if run.state == "preempted":
-        parts.append(Text(f"stopped by {run.status.get('signal')}; the same command, or its requeue, continues it"))
+        reason = run.status.get("signal")
+        parts.append(plain_text(f"stopped by {reason}; the same command, or its requeue, continues it"))
     epochs = run.lines("validation")
     if epochs:
         best = max(number(line.get("accuracy"), -1.0) for line in epochs)
@@ -154,4 +156,4 @@ def newest(path: Path) -> float:
 
 
 if __name__ == "__main__":
-    ending.entry(main)
+    ending.entry(main, only_shows=True)

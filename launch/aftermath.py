@@ -10,11 +10,10 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocation import Allocation, run_client, say, show_job
+from allocation import Allocation, run_client, say, show, show_job
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
@@ -94,7 +93,7 @@ def come_back(start: Start, reason: str, exit_status: int) -> int:
     if idle > PATIENCE:
         return end(start, f"given up, for {idle} starts in a row brought no new checkpoint: {reason}", FAILED)
     record = {"job": job, "without_checkpoint": idle}
-    (start.run / "slurm" / "requeues.json").write_text(json.dumps(record) + "\n")
+    (start.run / "slurm" / "requeues.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     count = f" ({idle} of at most {PATIENCE} times without a new checkpoint)" if idle else ""
     end(start, f"requeued{count}: {reason}", PREEMPTED)
     done = run_client("scontrol", "requeue", job)  # which may end this process at once
@@ -118,7 +117,7 @@ def end(start: Start, verdict: str, exit_status: int) -> int:
 def read_status(run: Path) -> dict[str, object]:
     """What status.json says; empty if there is none."""
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run / "status.json").read_text())
+        content = json.loads((run / "status.json").read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}
 
@@ -134,7 +133,7 @@ def newest_checkpoint(run: Path) -> str | None:
 def idle_requeues(start: Start) -> int:
     """How often in a row this job was requeued without a new checkpoint."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        content = json.loads((start.run / "slurm" / "requeues.json").read_text())
+        content = json.loads((start.run / "slurm" / "requeues.json").read_text(encoding="utf-8"))
         return int(content["without_checkpoint"]) if content["job"] == start.allocation.job else 0
     return 0
 
@@ -168,7 +167,9 @@ def record_failure(start: Start, failures: list[Failure], messages: list[str]) -
     text = f"rank {found.rank} of {size} on {found.node} failed first, after step {step}: {found.how}"
     report = start.logs / "failure.txt"
     errors = error_text(start, found.rank)
-    report.write_text(f"{text}\n\nstandard error of rank {found.rank}:\n{errors}\nsrun:\n{''.join(messages)}")
+    content = f"{text}\n\nstandard error of rank {found.rank}:\n{errors}\nsrun:\n{''.join(messages)}"
+    with contextlib.suppress(OSError):  # the log has it as well
+        report.write_bytes(content.encode("utf-8", "backslashreplace"))
     show_errors(start, found.rank)
     return f"{text}; see {report}"
 
@@ -176,11 +177,10 @@ def record_failure(start: Start, failures: list[Failure], messages: list[str]) -
 def error_text(start: Start, rank: int) -> str:
     """What a rank wrote to its standard error."""
     with contextlib.suppress(OSError):
-        return (start.logs / f"rank-{rank}.err").read_text(errors="replace")
+        return (start.logs / f"rank-{rank}.err").read_text(encoding="utf-8", errors="replace")
     return ""
 
 
 def show_errors(start: Start, rank: int, lines: int = 60) -> None:
     """Copy the end of a rank's standard error to the Slurm log."""
-    sys.stderr.write("".join(error_text(start, rank).splitlines(keepends=True)[-lines:]))
-    sys.stderr.flush()
+    show("".join(error_text(start, rank).splitlines(keepends=True)[-lines:]))

@@ -9,10 +9,12 @@ import contextlib
 import os
 import re
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
+
+NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""what a terminal would obey; job/config/errors.py escapes the same in what the job says"""
 
 
 class LaunchError(Exception):
@@ -143,9 +145,15 @@ def show_job(job: str) -> str:
 
 def run_client(*command: str) -> subprocess.CompletedProcess[str]:
     """A Slurm command, its output captured."""
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="backslashreplace")
 
 
 def say(text: str) -> None:
-    """One line in the Slurm log."""
-    print(f"slurm: {text}", file=sys.stderr, flush=True)
+    """One line in the Slurm log, where nothing in it is obeyed."""
+    show("slurm: " + NOT_PRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text) + "\n")
+
+
+def show(text: str) -> None:
+    """Write to the Slurm log; what a full disk does not take is left out."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode("utf-8", "backslashreplace"))

@@ -25,7 +25,7 @@ from types import FrameType
 
 import aftermath
 from aftermath import BAD_INPUT, Start
-from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show_job
+from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPEAT_STOP = 5.0
@@ -182,7 +182,7 @@ def srun(allocation: Allocation, *, tasks: int, cpus: int) -> list[str]:
 
 
 class StopRequest:
-    """SIGUSR1 to this process (``--signal=B:USR1@...``), passed on to the job as a STOP file.
+    """SIGUSR1 (``--signal=B:USR1@...``) or its like to this process, passed on to the job as a STOP file.
 
     It is written again every few seconds, for a job that has just begun removes an old one: no moment is too early.
     """
@@ -191,7 +191,9 @@ class StopRequest:
         self.file: Path | None = None
         """set once the run directory is there"""
         self.asked = False
-        signal.signal(signal.SIGUSR1, self._on_signal)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup keeps it ignored
+                signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._write)
         signal.setitimer(signal.ITIMER_REAL, REPEAT_STOP, REPEAT_STOP)
         # Ends the batch shell of others. Whenever Slurm sends it here, it sends it to the ranks as well; wait for them.
@@ -233,11 +235,11 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         *("bash", "-c", ON_NODE, "rank"),
         *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
     ]
-    messages = []
-    with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE, text=True) as step:
+    messages: list[str] = []
+    with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE) as step:
         for line in step.stderr or ():
-            messages.append(line)
-            print(line, end="", file=sys.stderr, flush=True)
+            messages.append(line.decode("utf-8", "backslashreplace"))
+            show(messages[-1])
     return step.returncode, messages
 
 
@@ -245,5 +247,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1], sys.argv[2:]))
     except LaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        show(f"error: {error}\n")
         sys.exit(BAD_INPUT)

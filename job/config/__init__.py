@@ -2,5 +2,5 @@
 
 Others use settings: Config, Data, Model, Optimizer, Runtime, REPOSITORY, differences, flat, recipe, to_dict, to_yaml;
 command_line: Arguments, config_name, from_dict, load_yaml, parse, take_options; errors: BAD_INPUT, FAILED, NO_LOCKS,
-PREEMPTED, DivergedError, FailedError, StoppedEarlyError, UserError, first_line.
+PREEMPTED, DivergedError, FailedError, StoppedEarlyError, UserError, first_line, printable.
 """

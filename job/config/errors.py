@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 FAILED = 1
 """Exit status for a failure while running."""
@@ -36,6 +37,21 @@ class DivergedError(FailedError):
 
 class StoppedEarlyError(Exception):
     """All ranks agreed to stop, and the state is saved. The message is the reason. Exit status 75."""
+
+
+# Controls, marks that turn the direction of writing or are not seen, breaks of lines, and halves of characters: what
+# Python makes of a name that is no UTF-8.
+_NOT_PRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with all escaped that a terminal, a page or a reader would obey, but for the characters in ``keep``.
+
+    Everything shown comes through here: names of classes, images and runs are other people's.
+    """
+    return _NOT_PRINTABLE.sub(lambda c: c[0] if c[0] in keep else c[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:

@@ -176,7 +176,7 @@ def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log
 
     def remembered(directory: Path) -> str | None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((directory / note).read_text())
+            known = json.loads((directory / note).read_text(encoding="utf-8"))
             return bytes.fromhex(known["sha256"]).hex() if known["stamp"] == stamp else None
         return None
 
@@ -192,7 +192,7 @@ def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log
         with disk_errors(str(directory), OTHER_PLACE):
             beside = directory / f".tmp-{uuid.uuid4().hex}"
             content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total}
-            beside.write_text(json.dumps(content, indent=1))
+            beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
             beside.replace(directory / note)
     return total
 
@@ -222,7 +222,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
                 "sha256": hashes,
                 "fingerprint": _fingerprint(contents.classes, hashes),
             }
-            (working / "about.json").write_text(json.dumps(about, indent=1))
+            (working / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             for path in (*working.iterdir(), working):
                 flush(path)
             try:
@@ -258,7 +258,7 @@ def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | Non
     if not os.path.exists(path):
         return None
     try:
-        about = json.loads((path / "about.json").read_text())
+        about = json.loads((path / "about.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             return f"stored in format {about['format']}, this is {FORMAT}"
         for name in ARRAYS:
@@ -283,7 +283,7 @@ def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str 
     note = stored.path.with_name(f"{stored.path.name}.verified")
     with contextlib.suppress(OSError, ValueError):
         recent = time.time() - note.stat().st_mtime < 86400 * _DAYS
-        if total > _REMEMBERED and recent and json.loads(note.read_text()) == stamp:
+        if total > _REMEMBERED and recent and json.loads(note.read_text(encoding="utf-8")) == stamp:
             return None
     with progress(f"verifying {stored.path.name}", total, "B") as advance:
         for name in ARRAYS:

@@ -144,7 +144,7 @@ def readers(size: int, processes: int) -> Iterator[Reader]:
 
 def _serve() -> None:
     """Answer requests from standard input on standard output until the former ends."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # meant for the job, which decides when to stop
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:  # the job decides when to stop
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from job.config.errors import printable
 from job.display import figures, theme
 from job.display.text import NOTHING, decimals, duration, percent, rounded, tally
 from job.evaluation.comparison import Finished
@@ -36,7 +37,11 @@ def tables(comparison: Record) -> list[Table]:
         best = max(runs, key=lambda run: run["accuracy"])["name"]
         pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
     shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
-    return [table for table in shown if table.rows]
+    return [
+        table._replace(head=[*map(printable, table.head)], rows=[[*map(printable, row)] for row in table.rows])
+        for table in shown
+        if table.rows
+    ]
 
 
 def html(comparison: Record, runs: Sequence[Finished]) -> str:
@@ -78,7 +83,7 @@ def _where(one: Finished) -> str:
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "accelerate") if name in environment)
     recipe = f"{run.setting('train.epochs')} epochs, batch {run.setting('train.batch_size')}"
     devices = tally(environment.get("devices", []))
-    return f"- {one.name}: {run.title}, {recipe}, {run.setting('runtime.precision')}; {devices}; {versions}"
+    return printable(f"- {one.name}: {run.title}, {recipe}, {run.setting('runtime.precision')}; {devices}; {versions}")
 
 
 def _runs(runs: list[Record]) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from job.config.errors import printable
 from job.display.text import duration, hardest, hardest_named, mistake, percent, rounded
 from job.runs.records import ClassRow, Evaluation
 
@@ -39,8 +39,6 @@ class Console:
         self._quiet = quiet
         # A Slurm log has no width of its own; a hundred columns hold the tables.
         width = None if RichConsole().is_terminal or "COLUMNS" in os.environ else PLAIN_WIDTH
-        with contextlib.suppress(AttributeError):  # a class name that the terminal has no letters for stops nothing
-            sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         self._screen = RichConsole(quiet=quiet, width=width, highlight=False)
         self._early = io.StringIO()
         self._log: TextIO = self._early
@@ -50,14 +48,14 @@ class Console:
         if self._quiet:
             return
         with contextlib.suppress(OSError):
-            self._log = open(path, "a", buffering=1)  # noqa: SIM115 (open as long as the process)
+            self._log = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 (open as long as the process)
             self._log.write(self._early.getvalue())
 
     def say(self, text: str, style: str = "") -> None:
         """One line."""
         if self._quiet:
             return
-        self._screen.print(Text(text, style=style), soft_wrap=True)
+        self._screen.print(plain_text(text, style), soft_wrap=True)
         self._to_log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def warn(self, text: str) -> None:
@@ -106,17 +104,17 @@ class Console:
                 self.say(f"{description}: {count:,}{of} {unit}  {words}")
 
         words = TextColumn("{task.fields[words]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), words)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), words)
         drawn = self._screen.is_terminal and not self._quiet
         bars = Progress(*columns, console=self._screen, transient=True, refresh_per_second=4)
-        task = bars.add_task(description, total=total, completed=done, words="")
+        task = bars.add_task(printable(description), total=total, completed=done, words="")
         with bars if drawn else contextlib.nullcontext():
             yield advance
 
     def _to_log(self, line: str) -> None:
         # A log that cannot be written is no reason to stop: the screen still has it.
         with contextlib.suppress(OSError):
-            self._log.write(line + "\n")
+            self._log.write(printable(line) + "\n")
 
 
 MOST_CLASSES, HARDEST = 100, 25
@@ -142,7 +140,7 @@ def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") 
         f"{result['split']}: {result['accuracy']:.2%} of {result['images']:,} images "
         f"(95% interval {low:.2%} to {high:.2%}), loss {result['loss']:.4f}{few}"
     )
-    name_width = min(max(len(row["name"]) for row in rows), max(8, width - 24))
+    name_width = min(max(len(printable(row["name"])) for row in rows), max(8, width - 24))
     room = width - name_width - 13  # less the bar
     table.add_column("class", width=name_width, no_wrap=True)
     shown = []
@@ -154,12 +152,17 @@ def class_table(result: Evaluation, width: int = PLAIN_WIDTH, block: str = "#") 
     table.add_column("", no_wrap=True)
     for row in rows:
         bar = Text(block * round(10 * (row["accuracy"] or 0)), style="cyan")
-        table.add_row(Text(row["name"], overflow="ellipsis"), *(value(row) for value in shown), bar)
+        table.add_row(plain_text(row["name"]), *(value(row) for value in shown), bar)
     return table
+
+
+def plain_text(text: str, style: str = "") -> Text:
+    """``text`` for one line or cell of a terminal, where nothing in it is obeyed or taken for markup."""
+    return Text(printable(text), style)
 
 
 def plain_table(title: str) -> Table:
     """A table with a rule below its head and no other, yet without columns."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.title, table.title_justify = plain_text(title, "bold"), "left"
     return table

@@ -80,7 +80,7 @@ def write(path: Path) -> Path:
         heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
         heat_image=_embedded(pngs["confusion_matrix"]) if matrix else "",
         shown=shown,
-        config=(path / "config.yaml").read_text(),
+        config=(path / "config.yaml").read_text(encoding="utf-8"),
     )
     write_whole(page, html)
     return page

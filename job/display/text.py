@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from job.config.errors import printable
 from job.runs.records import ClassRow, Confusion, Evaluation
 
 NOTHING = "-"
@@ -59,8 +60,8 @@ def worded(value: object) -> str:
 
 
 def shortened(name: str, longest: int = 40) -> str:
-    """``name`` without what a class name must not do to a line or a figure: be long, or break lines."""
-    name = " ".join(name.split())
+    """``name`` without what a class name must not do to a line or a figure: be long, break or change it."""
+    name = printable(" ".join(name.split()))
     return name if len(name) <= longest else name[: longest - 1] + "…"
 
 

@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from job.config.errors import printable
 from job.display import text
 
 _COLORS = {
@@ -109,11 +110,17 @@ def render(template: str, **values: Any) -> str:
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {word.__name__: word for word in FILTERS} | {"typed": shlex.join}
     return environment.get_template(template).render(values, light=LIGHT, dark=DARK)
+
+
+def _shown(value: Any) -> Any:
+    """What a template has come to, without what would turn or hide what stands around it."""
+    return printable(value, keep="\n") if type(value) is str else value
 
 
 def text_on(paper: str, heat: str, share: float) -> str:

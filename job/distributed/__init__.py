@@ -1,6 +1,6 @@
 """With whom a process runs, when it must stop, and how it ends.
 
 Others use launcher: allocation, die_with_launcher, end_time, launch_rank, run_name, slurm_start, under_slurm;
-group: Group, start; cores: keep_to_own; preemption: SIGNALS, Preemption; ending: entry, lost_contact, reason;
+group: Group, start; cores: keep_to_own; preemption: SIGNALS, Preemption; ending: complain, entry, lost_contact, reason;
 startup: mark, summary.
 """

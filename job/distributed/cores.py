@@ -55,5 +55,5 @@ def _topology(core: int) -> tuple[int, ...]:
     found = []
     for name in ("physical_package_id", "core_id"):
         with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path(f"/sys/devices/system/cpu/cpu{core}/topology/{name}").read_text()))
+            found.append(int(Path(f"/sys/devices/system/cpu/cpu{core}/topology/{name}").read_text(encoding="utf-8")))
     return (*found, core) if len(found) == 2 else (0, 0, core)

@@ -2,50 +2,106 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import io
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line
+from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line, printable
 from job.distributed.launcher import launch_rank
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
 
 
-def entry(main: Callable[[list[str]], int]) -> None:
-    """Run a command's ``main`` and exit: one line for what the user can mend, a traceback for what we must."""
+def entry(main: Callable[[list[str]], int], *, only_shows: bool = False) -> None:
+    """Run a command's ``main`` and exit: one line for what the user can mend, a traceback for what we must.
+
+    Whatever becomes of standard output and error, the command goes on and its exit status is that of its work. One that
+    ``only_shows`` ends with whoever reads its output, and fails when that cannot be written.
+    """
+    _never_fail_to_show(only_shows)
     try:
         status = main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         if launch_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+            complain(str(error))
         else:
             _let_rank_zero_end()
         status = BAD_INPUT
     except FailedError as error:
         if launch_rank() in (0, 1):  # rank zero may be the one that is missing
-            print(f"error: {error}", file=sys.stderr)
+            complain(str(error))
         status = FAILED
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    except BrokenPipeError:  # `... | head` is no failure
-        status = 0
     except Exception:
-        traceback.print_exc()
+        _show_traceback()
         status = FAILED
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
+    sys.stdout.flush()
     sys.stderr.flush()
     # A rank in trouble must not wait in destructors for ranks that wait for it.
     if status != 0:
         os._exit(status)
     sys.exit(status)
+
+
+def complain(text: str) -> None:
+    """The one line on standard error that says what is wrong."""
+    print(f"error: {printable(text)}", file=sys.stderr)
+
+
+def _show_traceback() -> None:
+    sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
+
+
+def _never_fail_to_show(only_shows: bool) -> None:
+    """Make standard output and error of this process, for all that writes to them, unable to fail."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:  # a closed one's number must not become another file's
+        os.set_inheritable(free, True)
+    os.close(free)
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        before: Any = getattr(sys, name)  # None where it was closed
+        output = io.BufferedWriter(_Output(descriptor, required=only_shows and descriptor == 1))
+        stream = io.TextIOWrapper(
+            output,
+            encoding=getattr(before, "encoding", "utf-8"),
+            errors="backslashreplace",
+            line_buffering=getattr(before, "line_buffering", False) or getattr(before, "write_through", False),
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+class _Output(io.FileIO):
+    """A terminal, pipe or file that may be gone or full: what it does not take is left out.
+
+    Where it is ``required``, the command ends, quietly or with a FailedError.
+    """
+
+    def __init__(self, descriptor: int, *, required: bool) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._required = required
+
+    def write(self, content: Any) -> int:
+        try:
+            while (written := super().write(content)) is None:  # it does not wait by itself
+                select.select([], [self], [])
+            return written
+        except OSError as error:
+            if self._required:
+                self._required = False  # said once
+                if error.errno in (errno.EPIPE, errno.EIO):  # nobody reads any more
+                    raise SystemExit(0) from None
+                raise FailedError(f"standard output cannot be written ({error.strerror})") from None
+            return memoryview(content).nbytes
 
 
 def _let_rank_zero_end() -> None:
@@ -69,7 +125,7 @@ def reason(error: Exception, group: Group, batch_size: int) -> str:
         )
     if lost_contact(error):
         return f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
-    traceback.print_exc()
+    _show_traceback()
     return f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
 
 

@@ -133,7 +133,7 @@ def asked() -> Asked:
     with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
         if options.config_file:
-            file = command_line.load_yaml(Path(options.config_file).read_text(), options.config_file)
+            file = command_line.load_yaml(Path(options.config_file).read_text(encoding="utf-8"), options.config_file)
         cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
         return Asked(options.num_processes or file.get("num_processes"), cpu)
     return Asked(cpu=told)

@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = tuple(
+    getattr(signal, name)
+    for name in (
+        *("SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGVTALRM", "SIGPROF"),
+        *("SIGIO", "SIGPWR", "SIGSTKFLT"),
+    )
+    if hasattr(signal, name)  # some are Linux's alone
+)
+"""what would end this process and can be caught, but for faults of the program itself and real-time signals"""
 AGREE_EVERY = 0.5
 """seconds between agreements of the ranks; each costs one small all-reduce"""
 AGAIN_AFTER = 1.0
@@ -43,7 +51,9 @@ class Preemption:
         self._ticks = self._ticks_left = 1
         self._agreed_at = self._began
         for number in SIGNALS:
-            signal.signal(number, self._on_signal)
+            # Under nohup a hangup is ignored, and stays so. A launch ignores others only until these handlers stand.
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # an entry point holds them back until here
 
     def attach(
@@ -122,10 +132,10 @@ class Preemption:
         return bool(stop)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
+        if number in (signal.SIGINT, signal.SIGQUIT):
             now = time.monotonic()
             if now - self._interrupted_at > AGAIN_AFTER:
-                os._exit(128 + number)  # the second Ctrl-C: at once
+                os._exit(128 + number)  # the second time: at once
             self._interrupted_at = min(now, self._interrupted_at)
         self.reason = signal.Signals(number).name
 

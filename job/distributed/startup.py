@@ -25,7 +25,7 @@ def summary() -> str:
 def _process_began() -> float | None:
     """On the clock of ``mark``; None where the system does not say. psutil counts from a boot time in whole seconds."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None

@@ -92,8 +92,11 @@ def read(run: Path) -> dict[str, NDArray[np.int64]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    from job.runs.files import opened_as
+
     try:
-        tensors = load_file(run / FILE)
+        with opened_as(run / FILE) as file:
+            tensors = load_file(file)
         return {name: tensors[name] for name in KEPT}
     except (OSError, SafetensorError, KeyError) as error:
         what = f"{run / FILE} cannot be read ({type(error).__name__})"

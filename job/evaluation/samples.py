@@ -63,8 +63,11 @@ def read(run: Path) -> dict[str, Samples]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    from job.runs.files import opened_as
+
     try:
-        tensors = load_file(run / FILE)
+        with opened_as(run / FILE) as file:
+            tensors = load_file(file)
         return {name: Samples(*(tensors[f"{name}_{field}"] for field in _FIELDS)) for name in ("grid", "mistakes")}
     except (OSError, SafetensorError, KeyError):
         return {}

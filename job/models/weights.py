@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Tensor]:
             if start[8:9] == b"{":
                 from safetensors.torch import load_file
 
-                return load_file(path)
+                return load_file(f"/dev/fd/{file.fileno()}")  # it takes no path that is no UTF-8
             if start.startswith((b"PK", b"\x80")):
                 content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (here, and tensors only)
                 return _tensors(content, path)

@@ -233,7 +233,8 @@ def read(path: Path) -> State:
             f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
             "continue with the program that wrote it, or give another --run.dir",
         )
-    return State(load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors"), trainer)
+    with files.opened_as(path / "model.safetensors") as model, files.opened_as(path / "optimizer.safetensors") as state:
+        return State(load_file(model), load_file(state), trainer)
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -65,6 +65,6 @@ def in_words(processes: list[dict[str, Any]]) -> str:
 
 def _cpu_name() -> str:
     with contextlib.suppress(OSError):
-        if named := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if named := re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
             return named[1].strip()
     return "CPU"

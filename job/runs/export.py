@@ -89,7 +89,8 @@ def _check(model: Classifier, saved: Path, program: Path) -> None:
     """Read the exported files back and compare, on random images in batches of other sizes than the example's."""
     if weights.digest(weights.read(saved)) != weights.digest(model.network.state_dict()):
         raise UserError(f"{saved} does not hold the weights that were written", "is the disk sound?")
-    loaded = torch.export.load(program).module()
+    with open(program, "rb") as file:  # it takes no path that is no UTF-8
+        loaded = torch.export.load(file).module()
     for count in (1, 7):
         pixels = torch.randint(0, 256, (count, 3, model.size, model.size), dtype=torch.uint8)
         with torch.inference_mode():

@@ -43,7 +43,7 @@ def whole(path: Path) -> Iterator[Path]:
 def write_whole(path: Path, text: str) -> None:
     """Write a small text file so that readers, too, see the old content or the new."""
     with whole(path) as temporary:
-        write_file(temporary, [text.encode()])
+        write_file(temporary, [text.encode(errors="backslashreplace")])
 
 
 def remove_left_overs(directory: Path) -> None:
@@ -83,6 +83,13 @@ def write_file(path: Path, contents: Iterable[bytes | memoryview]) -> dict[str, 
         file.flush()
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def opened_as(path: Path) -> Iterator[str]:
+    """Another name of the file ``path`` for safetensors, which takes no path that is no UTF-8."""
+    with open(path, "rb") as file:
+        yield f"/dev/fd/{file.fileno()}"
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:

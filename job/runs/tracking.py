@@ -1,6 +1,7 @@
-"""Trackers (TensorBoard, Weights & Biases, MLflow) record what ``metrics.jsonl`` does, and the result's figures.
+"""Trackers (TensorBoard, Weights & Biases, MLflow) record what ``metrics.jsonl`` holds, and the result's figures.
 
-Each is one of accelerate's trackers with a thread of its own: one that fails, is slow or hangs holds up nothing.
+Each is one of accelerate's trackers with a thread of its own, which reads that file: one that fails, is slow or hangs
+holds up nothing, and is sent what it has missed once it answers again, in this start of the job or a later one.
 After a requeue the same tracker run goes on.
 """
 
@@ -8,27 +9,31 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import queue
+import json
 import re
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from job.config.errors import first_line
+from job.config.errors import first_line, printable
 from job.config.settings import Config, flat, to_dict, to_yaml
-from job.runs import reader
 from job.runs.directory import RunDirectory
+from job.runs.files import whole
 from job.runs.records import Evaluation
 
 Say = Callable[[str], None]
 Work = Callable[[Any], None]
 """something done with an accelerate tracker"""
+Place = tuple[int, int]
+"""of a line in ``metrics.jsonl``: its step, and 1 for training, 2 for validation; 0 lies before both"""
 
 FIGURES = ("classes.png", "confusion_matrix.png")
+AGAIN_AFTER = 60.0
+"""seconds until a tracker that failed is started again; twice as many after each failure"""
 
 
 @contextlib.contextmanager
@@ -39,18 +44,16 @@ def tracked(
     if directory is None:
         yield None
         return
-    run, followers = directory.path, {}
+    run, followers = directory.path, []
     for name in settings.run.trackers:
         if importlib.util.find_spec(name) is None:
             say(f"{name} is not installed: the run is not tracked there")
-        else:
-            followers[name] = Follower(name, partial(_STARTS[name], settings, run, step), warn)
-    if step and "tensorboard" in followers:  # what stays of the very step from which on its events are hidden
-        again = Tracking(run, classes, [followers["tensorboard"]])
-        for line in reader.read_lines(run / "metrics.jsonl"):
-            if line["step"] >= step:
-                again.metric(line)
-    tracking = Tracking(run, classes, list(followers.values()))
+            continue
+        place = _known_place(run, name) if step else (0, 0)
+        if name == "tensorboard":  # its events from `step` on are hidden, for their steps are computed again
+            place = min(place, (step, 0))
+        followers.append(Follower(name, partial(_STARTS[name], settings, run), run, classes, place, warn))
+    tracking = Tracking(run, classes, followers)
     directory.listeners.append(tracking.metric)
     patience = 2.0  # who is preempted has little time left
     try:
@@ -61,64 +64,123 @@ def tracked(
         tracking.close(patience)
 
 
-@dataclass(frozen=True)
 class Tracking:
     """The trackers of one run, on rank zero."""
 
-    run: Path
-    classes: tuple[str, ...]
-    followers: list[Follower]
+    def __init__(self, run: Path, classes: tuple[str, ...], followers: list[Follower]) -> None:
+        self._run, self._classes, self._followers = run, classes, followers
+        self.metric({})
 
-    def metric(self, line: Mapping[str, object]) -> None:
-        """Record a line of ``metrics.jsonl``."""
-        values = _scalars(line, self.classes)
-        self._send(lambda tracker: tracker.log(values, step=line["step"]))
+    def metric(self, _: Mapping[str, object]) -> None:
+        """There is one more line in ``metrics.jsonl``."""
+        for follower in self._followers:
+            follower.wake()
 
     def result(self, result: Evaluation, step: int) -> None:
         """Record the content of ``evaluation.json``, and the figures of the report if they were drawn."""
-        whole = {"split": result["split"], "loss": result["loss"], "accuracy": result["accuracy"]}
-        self.metric(whole | {"class_accuracy": [row["accuracy"] for row in result["classes"]], "step": step})
-        self._send(lambda tracker: _show(tracker, [self.run / "figures" / name for name in FIGURES], step))
+        parts = {"split": result["split"], "loss": result["loss"], "accuracy": result["accuracy"]}
+        values = _scalars(parts | {"class_accuracy": [row["accuracy"] for row in result["classes"]]}, self._classes)
+        figures = [self._run / "figures" / name for name in FIGURES]
+        for follower in self._followers:
+            follower.wake(lambda tracker: tracker.log(values, step=step), lambda tracker: _show(tracker, figures, step))
 
     def close(self, seconds: float) -> None:
         """Let the trackers finish, but wait for each no longer than ``seconds``."""
-        for follower in self.followers:
+        for follower in self._followers:
             follower.close(seconds)
-
-    def _send(self, work: Work) -> None:
-        for follower in self.followers:
-            follower.send(work)
 
 
 class Follower:
-    """One tracker and the thread that talks to it. The first failure is said, and ends it."""
+    """One tracker and the thread that sends it the lines of ``metrics.jsonl`` after ``place``."""
 
-    def __init__(self, name: str, start: Callable[[], Any], warn: Say) -> None:
-        self._name, self._start, self._warn = name, start, warn
-        self._queue: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._failed = False
-        self._thread = threading.Thread(target=self._follow, name=name, daemon=True)
-        self._thread.start()
+    def __init__(
+        self, name: str, begin: Callable[[int], Any], run: Path, classes: tuple[str, ...], place: Place, warn: Say
+    ) -> None:
+        self._name, self._begin, self._run, self._classes = name, begin, run, classes
+        self._place, self._warn = place, warn
+        self._read = 0
+        """bytes of ``metrics.jsonl``"""
+        self._works: deque[Work] = deque()
+        self._more, self._ended = threading.Event(), threading.Event()
+        self._failing = False
+        self._thread = threading.Thread(target=self._run_until_done, name=name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the user may have no more threads
+            self._failed(error)
 
-    def send(self, work: Work) -> None:
-        if not self._failed:
-            self._queue.put(work)
+    def wake(self, *works: Work) -> None:
+        """There are more lines, or ``works`` to be done after them."""
+        self._works.extend(works)
+        self._more.set()
 
     def close(self, seconds: float) -> None:
-        self._queue.put(None)
-        self._thread.join(seconds)
-        if self._thread.is_alive():
-            self._warn(f"{self._name} does not answer: what it has not recorded yet is lost")
+        self._ended.set()
+        self._more.set()
+        with contextlib.suppress(RuntimeError):  # it never started
+            self._thread.join(seconds)
+        if self._thread.is_alive() or self._failing:
+            sent = f"what metrics.jsonl holds up to step {self._place[0]}"
+            self._warn(f"{self._name} has only {sent}: the rest is sent when the run goes on")
+
+    def _run_until_done(self) -> None:
+        pause = AGAIN_AFTER
+        while True:
+            last = self._ended.is_set()
+            try:
+                self._follow()
+                self._failing = False
+                return
+            except (Exception, SystemExit) as error:
+                self._failed(error)
+            if last:
+                return
+            self._ended.wait(pause)
+            pause *= 2
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._failing:
+            self._warn(f"{self._name} failed ({first_line(error)}): training goes on without it, and tries again")
+        self._failing = True
 
     def _follow(self) -> None:
+        """Send what there is and what comes, until the run ends."""
+        tracker = self._begin(self._place[0])
+        self._read, ended = 0, False
+        if self._name == "tensorboard":  # which now hides what it had of that step
+            self._place = (self._place[0], 0)
         try:
-            tracker = self._start()
-            while (work := self._queue.get()) is not None:
-                work(tracker)
-            tracker.finish()
-        except (Exception, SystemExit) as error:
-            self._failed = True
-            self._warn(f"{self._name} failed ({first_line(error)}): the run is not tracked there any more")
+            while not ended:
+                ended = self._ended.is_set()
+                for line, place in self._lacking():
+                    tracker.log(_scalars(line, self._classes), step=line["step"])
+                    self._place, self._failing = place, False
+                    with contextlib.suppress(OSError):
+                        _remember(self._run, f"{self._name}.place", json.dumps(place))
+                while self._works:
+                    self._works[0](tracker)
+                    self._works.popleft()
+                if not ended:
+                    self._more.wait()
+                    self._more.clear()
+        except (Exception, SystemExit):
+            with contextlib.suppress(Exception, SystemExit):
+                tracker.finish()
+            raise
+        tracker.finish()
+
+    def _lacking(self) -> Iterator[tuple[Mapping[str, Any], Place]]:
+        """The lines that have come whole since the last look, of those after the place."""
+        with contextlib.suppress(FileNotFoundError), open(self._run / "metrics.jsonl", "rb") as file:
+            file.seek(self._read)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    return
+                self._read += len(raw)
+                line = json.loads(raw)
+                place = (line["step"], 1 + (line["split"] == "validation"))
+                if place > self._place:
+                    yield line, place
 
 
 def _tensorboard(settings: Config, run: Path, step: int) -> Any:
@@ -136,10 +198,10 @@ def _tensorboard(settings: Config, run: Path, step: int) -> Any:
 def _wandb(settings: Config, run: Path, step: int) -> Any:
     from accelerate.tracking import WandBTracker
 
-    known = _known(run, "wandb")
+    known = _known(run, "wandb.id")
     identifier = known or uuid.uuid4().hex[:12]
-    _remember(run, "wandb", identifier)
-    tracker = WandBTracker("rankzero", id=identifier, name=run.name, resume="allow", dir=run)
+    _remember(run, "wandb.id", identifier)
+    tracker = WandBTracker("rankzero", id=identifier, name=printable(run.name), resume="allow", dir=run)
     tracker.start()
     if known is None:
         tracker.store_init_configuration(to_dict(settings))
@@ -149,10 +211,10 @@ def _wandb(settings: Config, run: Path, step: int) -> Any:
 def _mlflow(settings: Config, run: Path, step: int) -> Any:
     from accelerate.tracking import MLflowTracker
 
-    known = _known(run, "mlflow")
-    tracker = MLflowTracker("rankzero", run_id=known, run_name=run.name)
+    known = _known(run, "mlflow.id")
+    tracker = MLflowTracker("rankzero", run_id=known, run_name=printable(run.name))
     tracker.start()
-    _remember(run, "mlflow", tracker.tracker.info.run_id)
+    _remember(run, "mlflow.id", tracker.tracker.info.run_id)
     if known is None:
         tracker.store_init_configuration(flat(to_dict(settings)))
     return tracker
@@ -161,15 +223,25 @@ def _mlflow(settings: Config, run: Path, step: int) -> Any:
 _STARTS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
 
 
+def _known_place(run: Path, name: str) -> Place:
+    """The last line that an earlier start has sent."""
+    try:
+        step, split = json.loads(_known(run, f"{name}.place") or "")
+    except (OSError, ValueError, TypeError):
+        return 0, 0
+    return int(step), int(split)
+
+
 def _known(run: Path, name: str) -> str | None:
-    """The tracker's own name for this run, from an earlier start."""
-    file = run / "tracking" / f"{name}.id"
-    return file.read_text().strip() if file.exists() else None
+    """What an earlier start has remembered, such as the tracker's own name for this run."""
+    file = run / "tracking" / name
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
 
 
-def _remember(run: Path, name: str, identifier: str) -> None:
+def _remember(run: Path, name: str, text: str) -> None:
     (run / "tracking").mkdir(exist_ok=True)
-    (run / "tracking" / f"{name}.id").write_text(identifier + "\n")
+    with whole(run / "tracking" / name) as file:  # not flushed to the disk: what is sent twice does no harm
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def _scalars(line: Mapping[str, object], classes: tuple[str, ...]) -> dict[str, float]:

@@ -35,14 +35,20 @@ import sys, time
 sys.path[:0] = sys.argv[1:]
 from test_console import RESULT
 from job.display.console import Console
-console = Console()
-console.say("hello")
-console.warn("look")
-with console.bar("epoch 1/3", 100, "images", 50, 200) as move:
-    for _ in range(5):
-        move(10, "loss 1.2345")
-        time.sleep(0.3)
-console.result(RESULT)
+from job.distributed import ending
+
+def main(argv):
+    console = Console()
+    console.say("hello")
+    console.warn("look")
+    with console.bar("epoch 1/3 [/]", 100, "images", 50, 200) as move:
+        for _ in range(5):
+            move(10, "loss 1.2345")
+            time.sleep(0.3)
+    console.result(RESULT)
+    return 0
+
+ending.entry(main)
 """
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
@@ -85,7 +91,7 @@ def test_on_a_terminal_a_bar_moves_with_rate_time_left_and_loss() -> None:
     shown = on_a_terminal(120)
     assert "\x1b[33mwarning: look" in shown
     plain = ANSI.sub("", shown)
-    assert re.search(r"epoch 1/3 .*\d+%.* images/s  .* s left  loss 1\.2345", plain)
+    assert re.search(r"epoch 1/3 \[/\] .*\d+%.* images/s  .* s left  loss 1\.2345", plain)
     assert "━━━━━━" in plain
     assert "hardest: bird (40.0%), a cat with quite a long name (80.0%)" in plain
     assert "most confused: bird taken for größe (7)" in plain
@@ -106,7 +112,7 @@ def test_in_a_file_there_are_plain_lines_and_no_bar() -> None:
 
 def test_where_there_are_no_such_letters_nothing_fails() -> None:
     shown = in_a_file(PYTHONIOENCODING="ascii")
-    assert "gr??e" in shown
+    assert "gr\\xf6\\xdfe" in shown
     assert "########" in shown
 
 

@@ -7,8 +7,8 @@ Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is it
 ``agreement`` (of two or more ranks on whether to stop, when all have said and none has heard),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
 the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
-Actions: kill, stop (SIGSTOP), term, usr1, int, raise, exit0, nan (this rank's loss), inf (a gradient), slow (wait
-a tenth of a second), hang (wait a minute).
+Actions: kill, stop (SIGSTOP), term, usr1, int, hup, quit, raise, exit0, nan (this rank's loss), inf (a gradient),
+slow (wait a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
@@ -43,6 +43,7 @@ from job.runs import checkpoint, files
 from job.training import trainer
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "usr1": signal.SIGUSR1, "int": signal.SIGINT}
+SIGNALS |= {"hup": signal.SIGHUP, "quit": signal.SIGQUIT}
 WAITS = {"slow": 0.1, "hang": 60}
 """seconds"""
 
@@ -149,7 +150,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
     """Become the job: in a process forked by ``forked.fork_server``."""
     say_to(output, output)
     os.environ.update(environment)
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # for the output of a test that waited in vain
+    faulthandler.register(signal.SIGRTMIN, all_threads=True)  # for the output of a test that waited in vain
     sys.argv = ["job/train.py", *arguments]
     main()
 

@@ -92,7 +92,7 @@ class Job:
 
     def _autopsy(self, what: str) -> str:
         """End all ranks; what they did, and where they were."""
-        for number in (signal.SIGUSR2, signal.SIGCONT):
+        for number in (signal.SIGRTMIN, signal.SIGCONT):
             self.signal(number)
         time.sleep(1)
         statuses = [process.exitcode for process in self.ranks]

@@ -26,7 +26,7 @@ def test_each_way_to_stop_saves_and_ends_with_status_75_and_the_same_bits_follow
         assert (found["state"], found["signal"]) == ("preempted", reason)
         assert checkpoints(run)[-1] == f"step-{found['step']:08d}"
 
-    for action, step in (("term", 3), ("usr1", 6), ("int", 9)):
+    for action, step in (("term", 3), ("usr1", 6), ("int", 9), ("hup", 10), ("quit", 11)):
         stopped(start(faults=[{"do": action, "at": "step", "n": step}]), f"SIG{action.upper()}")
         assert status(run)["step"] == step, "after the step that was going on"
     stopped(start(faults=[{"do": "usr1", "at": "evaluation"}]), "SIGUSR1")
@@ -159,10 +159,10 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
 
 def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings, undisturbed, same, tmp_path) -> None:
     run = tmp_path / "run"
-    for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT)):
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):  # a terminal's go to all
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
-        for pid in job.processes if number == signal.SIGINT else [job.process.pid]:
+        for pid in [job.process.pid] if number == signal.SIGTERM else job.processes:
             os.kill(pid, number)
         job.all_end()
         assert status(run)["state"] == "preempted", job.output

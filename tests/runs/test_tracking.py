@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,52 +62,107 @@ def test_tensorboard_shows_the_metrics_accuracy_per_class_and_figures_and_goes_o
     assert sorted(found.Tags()["images"]) == ["test/classes", "test/confusion_matrix"]
 
 
-@pytest.fixture
-def follow(tmp_path: Path) -> Any:
-    """Track with a tracker of one's own in place of TensorBoard; gives the tracking and what it said."""
+class Recording:
+    """A tracker that keeps what it is sent, for as long as ``works`` says that it works."""
 
-    def start(tracker: Any) -> tuple[tracking.Tracking, list[str]]:
-        said: list[str] = []
-        follower = tracking.Follower("tensorboard", lambda: tracker, said.append)
-        return tracking.Tracking(tmp_path, CLASSES, [follower]), said
-
-    return start
-
-
-class Broken:
-    def log(self, values: dict[str, float], step: int) -> None:
-        raise ConnectionError("the server is gone\nfor good")
-
-
-class Hanging:
     def __init__(self) -> None:
-        self.let_go = threading.Event()
+        self.steps: list[int] = []
+        self.works = True
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self.let_go.wait(60)
+        if not self.works:
+            raise ConnectionError("the server is gone\nfor good")
+        self.steps.append(step)
 
     def finish(self) -> None:
         pass
 
 
-def test_a_tracker_that_fails_is_said_once_and_left_alone(follow: Any) -> None:
-    tracks, said = follow(Broken())
-    for _ in range(3):
-        tracks.metric(LINE)
-    tracks.close(10)
-    assert said == ["tensorboard failed (the server is gone): the run is not tracked there any more"]
+class Hanging(Recording):
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.let_go.wait(60)
 
 
-def test_a_tracker_that_hangs_holds_up_nothing(follow: Any) -> None:
+@pytest.fixture
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run as many steps with a tracker of one's own as MLflow; returns what was said."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+
+    @contextlib.contextmanager
+    def start(tracker: Any, step: int = 0) -> Iterator[tuple[Callable[[int], None], list[str]]]:
+        monkeypatch.setitem(tracking._STARTS, "mlflow", lambda settings, run, begin: tracker)
+        said: list[str] = []
+        directory = SimpleNamespace(path=tmp_path, listeners=[])
+
+        def take(number: int) -> None:
+            with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(LINE | {"step": number}) + "\n")
+            for listener in directory.listeners:
+                listener(LINE)
+
+        settings = Config(run=Run(trackers=["mlflow"]))
+        with tracking.tracked(settings, directory, CLASSES, step=step, say=said.append, warn=said.append):
+            yield take, said
+
+    return start
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_what_a_tracker_missed_is_sent_once_it_answers_again(
+    follow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "AGAIN_AFTER", 0.05)
+    server = Recording()
+    with follow(server) as (take, said):
+        take(1)
+        until(lambda: server.steps == [1])
+        server.works = False
+        take(2)
+        until(lambda: said != [])
+        take(3)
+        server.works = True
+        until(lambda: server.steps == [1, 2, 3])
+        server.works = False
+        take(4)
+        until(lambda: len(said) == 2)
+    failed = "mlflow failed (the server is gone): training goes on without it, and tries again"
+    assert said[:2] == [failed, failed]
+    assert "up to step 3: the rest is sent when the run goes on" in said[-1]
+    server.works = True
+    with follow(server, step=4) as (take, said):  # steps after a checkpoint are not sent twice
+        take(5)
+    assert server.steps == [1, 2, 3, 4, 5]
+    assert said == []
+
+
+def test_a_tracker_that_hangs_or_has_no_thread_holds_up_nothing(follow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking.Tracking, "close", lambda self, seconds: [f.close(0.1) for f in self._followers])
     hanging = Hanging()
-    tracks, said = follow(hanging)
     began = time.monotonic()
-    for _ in range(1000):
-        tracks.metric(LINE)
-    tracks.close(0.1)
+    with follow(hanging) as (take, said):
+        for number in range(1, 300):
+            take(number)
     assert time.monotonic() - began < 5
-    assert said == ["tensorboard does not answer: what it has not recorded yet is lost"]
+    assert said == ["mlflow has only what metrics.jsonl holds up to step 0: the rest is sent when the run goes on"]
     hanging.let_go.set()
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with follow(Recording()) as (take, said):
+        take(300)
+    assert said[0].startswith("mlflow failed (can't start new thread)")
 
 
 def test_a_tracker_that_is_not_installed_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

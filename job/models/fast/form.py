@@ -51,7 +51,7 @@ def pool_first(model: nn.Module) -> None:
 def by_intel() -> bool:
     """Whether this CPU is of MKL's own maker: products, and torch's random numbers, are faster with MKL there."""
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
 
