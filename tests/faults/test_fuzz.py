@@ -8,6 +8,7 @@ tries so many other ones, in an hour; without it each kind is tried a few times,
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import io
 import json
@@ -15,6 +16,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -152,6 +154,7 @@ def answered() -> Iterator[None]:
     out, message, status = io.StringIO(), "", None
     signal.signal(signal.SIGALRM, hang)
     timer = signal.setitimer(signal.ITIMER_REAL, LIMIT)
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True, file=sys.__stderr__)  # what hears no signal, or takes it
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             yield
@@ -160,6 +163,7 @@ def answered() -> Iterator[None]:
     except SystemExit as end:
         status = end.code
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, *timer)
         for number, handler in handlers.items():
             signal.signal(number, handler)
