@@ -80,7 +80,7 @@ class Note(str):
 def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
     options, rest = command_line.take_options(argv, "nodes", "gpus-per-node")
-    if launcher.launch_rank() != 0:  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
+    if not launcher.speaks():  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
         return 0
     settings = command_line.parse(rest, description=__doc__ or "")
     shape = read_shape(options["nodes"], options["gpus_per_node"])
@@ -105,7 +105,7 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
     import torch
 
     for option, value in (("nodes", nodes), ("gpus-per-node", gpus_per_node)):
-        if value is not None and not value.isdigit():
+        if value is not None and not re.fullmatch("[0-9]{1,6}", value):
             raise UserError(f"--{option} {value}", "must be a whole number")
     given = launcher.allocation()
     gpus = int(gpus_per_node or given.gpus or torch.cuda.device_count())

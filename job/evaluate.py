@@ -79,4 +79,4 @@ def _write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    ending.entry(main)
+    ending.entry(main, joins=True)

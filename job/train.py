@@ -221,4 +221,4 @@ def _describe_plan(trainer: Trainer) -> str:
 
 
 if __name__ == "__main__":
-    ending.entry(main)
+    ending.entry(main, joins=True)

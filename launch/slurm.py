@@ -231,7 +231,7 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         "--kill-on-bad-exit=1",
         f"--chdir={REPOSITORY}",
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
-        *shlex.split(os.environ.get("RANKZERO_SRUN", "")),
+        *words(os.environ.get("RANKZERO_SRUN", "")),
         *("bash", "-c", ON_NODE, "rank"),
         *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
     ]
@@ -241,6 +241,14 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
             messages.append(line.decode("utf-8", "backslashreplace"))
             show(messages[-1])
     return step.returncode, messages
+
+
+def words(text: str) -> list[str]:
+    """The words of a shell's line."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise LaunchError(f"RANKZERO_SRUN={text} cannot be read as options ({error}): unset or mend it") from None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from typing import Any
 
 MANY = 10**6 + 1
 """one more than most counts may be: what is larger is a slip of the finger, and some of it would never end"""
+MOST_THREADS = 1024
+"""CPU threads of one process: a million of them end it with a segmentation fault"""
 
 
 def number(

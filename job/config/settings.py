@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import yaml
 
-from job.config.bounds import MANY, number, path
+from job.config.bounds import MANY, MOST_THREADS, number, path
 from job.config.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -72,9 +72,9 @@ class Train:
     """passes over the training images"""
     batch_size: int = number(128, 1, MANY)
     """global batch size: images per optimizer step over all processes together"""
-    gradient_accumulation: int = number(1, 1, MANY, **MAY_CHANGE)
+    gradient_accumulation: int = number(1, 1, 10_001, **MAY_CHANGE)
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
-    gradient_shards: int | None = number(None, 1, MANY)
+    gradient_shards: int | None = number(None, 1, 10_001)
     """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
     in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
@@ -129,7 +129,7 @@ class Runtime:
     """how gradients travel between processes; bf16 is half the traffic, and rounds what the processes sum"""
     data_on: Literal["auto", "device", "host"] = field(default="auto", metadata=MAY_CHANGE)
     """where the images lie; auto: on the device if they take less than half of its free memory"""
-    threads: int | None = number(None, 1, 1025, **MAY_CHANGE)
+    threads: int | None = number(None, 1, MOST_THREADS + 1, **MAY_CHANGE)
     """CPU threads of each process; null: OMP_NUM_THREADS, or this machine's cores shared among its processes"""
     timeout: float = number(600, 1, 1e7, **MAY_CHANGE)
     """seconds after which a process that others wait for is taken for dead"""

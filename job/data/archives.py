@@ -44,6 +44,8 @@ def kind(root: Path) -> Kind:
     """What ``root`` is, told by its first bytes and not by its name. Raises ``UserError`` for anything else."""
     if root.is_dir():
         return "folder"
+    if root.exists() and not root.is_file():  # a pipe would be waited for, and a device may never end
+        raise UserError(f"{root} is neither a folder nor a file", "give a folder, .tar, .tar.gz, .tar.xz or .zip")
     try:
         with root.open("rb") as file:
             start = file.read(512)

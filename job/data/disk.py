@@ -16,7 +16,7 @@ OTHER_PLACE = "make room there, or set data.cache to a directory on another disk
 """how a directory that has no room, or may not be written, is mended"""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
 
 
 def writable(directories: Sequence[Path]) -> Path:

@@ -14,30 +14,32 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line, printable
-from job.distributed.launcher import launch_rank
+from job.distributed import launcher
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
 
 
-def entry(main: Callable[[list[str]], int], *, only_shows: bool = False) -> None:
+def entry(main: Callable[[list[str]], int], *, only_shows: bool = False, joins: bool = False) -> None:
     """Run a command's ``main`` and exit: one line for what the user can mend, a traceback for what we must.
 
     Whatever becomes of standard output and error, the command goes on and its exit status is that of its work. One that
-    ``only_shows`` ends with whoever reads its output, and fails when that cannot be written.
+    ``only_shows`` ends with whoever reads its output, and fails when that cannot be written. One that ``joins`` a group
+    looks for other processes, the others work alone.
     """
     _never_fail_to_show(only_shows)
     try:
+        launcher.settle(joins=joins)
         status = main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        if launch_rank() == 0:
+        if launcher.launch_rank() == 0 or (launcher.speaks() and not _met()):
             complain(str(error))
         else:
             _let_rank_zero_end()
         status = BAD_INPUT
     except FailedError as error:
-        if launch_rank() in (0, 1):  # rank zero may be the one that is missing
+        if launcher.launch_rank() in (0, 1):  # rank zero may be the one that is missing
             complain(str(error))
         status = FAILED
     except KeyboardInterrupt:
@@ -104,14 +106,18 @@ class _Output(io.FileIO):
             return memoryview(content).nbytes
 
 
+def _met() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_initialized()
+
+
 def _let_rank_zero_end() -> None:
     """Wait for the launcher to end this rank: it ends all as soon as one does, and rank zero still has to say why.
 
     Ranks that have met are at the same place; before that, rank zero may still be starting on a slow file system.
     """
-    distributed = sys.modules.get("torch.distributed")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(1 if distributed is not None and distributed.is_initialized() else 10)
+    time.sleep(1 if _met() else 10)
 
 
 def reason(error: Exception, group: Group, batch_size: int) -> str:

@@ -11,6 +11,7 @@ import ctypes
 import datetime
 import json
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,9 +176,9 @@ def start(
     asked, world_size = launcher.asked(), launcher.world_size()
     if asked.processes is not None and asked.processes != world_size:
         raise UserError(
-            f"{asked.processes} processes were asked for and {world_size} started",
+            f"{asked.processes} processes were asked for and {world_size} started ({asked.by})",
             "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
-            f"with --num_processes {asked.processes}",
+            f"with --num_processes {asked.processes}" + (f"; or unset {asked.by}" if asked.by.isupper() else ""),
         )
     threads = launcher.threads_for(settings, alone=one_thread)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -189,9 +190,12 @@ def start(
     import torch
 
     _prepare_arithmetic(threads, deterministic=deterministic, compiled=settings.compile == "default")
-    cpu = launcher.on_cpu(settings.device, asked.cpu, torch.cuda.device_count())
+    cpu = launcher.on_cpu(settings.device, asked, torch.cuda.device_count())
     if cpu:
         _keep_freed_memory()
+    ignored = launcher.not_used(settings.precision)
+    if ignored and launcher.launch_rank() == 0:
+        print(f"not used: {ignored}; how a run trains is in its settings, such as runtime.precision", file=sys.stderr)
     with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
         return _meet(settings, cpu=cpu, static_graph=static_graph)
 

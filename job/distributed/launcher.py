@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import datetime
 import os
+import re
 import signal
 import socket
 import sys
@@ -20,13 +21,78 @@ from typing import Any
 import psutil
 
 from job.config import command_line
+from job.config.bounds import MOST_THREADS
 from job.config.errors import UserError
 from job.config.settings import Runtime
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""accelerate forms a group by these too, with ranks that the job knows nothing of"""
+
+
+def settle(*, joins: bool) -> None:
+    """Check what the environment says of this process's place among others, and leave there what holds.
+
+    A process that is alone keeps none of it, so that nobody looks for others; and one of a command that ``joins`` no
+    group is alone, whatever a shell, a pod or a launcher said. Raises UserError for a place that cannot be; then this
+    process speaks for itself.
+    """
+    said = {name: value.strip() for name in (*RANKS, *MPI_SIZES) if (value := os.environ.pop(name, "")).strip()}
+    if not joins:
+        os.environ["RANKZERO_WORLD_SIZE"] = "1"
+        return
+    _whole("RANKZERO_WORLD_SIZE"), end_time()
+    problem = _problem(said)
+    if problem:
+        raise UserError(
+            f"{', '.join(f'{name}={value}' for name, value in said.items())} in the environment: {problem}",
+            f"unset {' '.join(said)}, or start with accelerate launch or torchrun, which say all that is needed",
+        )
+    if int(said.get("WORLD_SIZE", 1)) > 1:
+        os.environ |= {name: said.get(name, default) for name, default in zip(RANKS, "0101", strict=True)}
+
+
+def _problem(said: dict[str, str]) -> str | None:
+    """Why a process cannot have the place that it is ``said`` to have."""
+    if wrong := [name for name, value in said.items() if not re.fullmatch("[0-9]{1,9}", value)]:
+        return f"{wrong[0]} is no whole number"
+    rank, world, local_rank, local_world = (int(said.get(name, d)) for name, d in zip(RANKS, "0101", strict=True))
+    if "WORLD_SIZE" not in said and (
+        rank or local_rank or local_world > 1 or any(int(said.get(n, 1)) > 1 for n in MPI_SIZES)
+    ):
+        return "there is no WORLD_SIZE"
+    if not 1 <= local_world <= world or rank >= world or local_rank > rank:
+        return "ranks count from 0 to WORLD_SIZE - 1"
+    if "LOCAL_WORLD_SIZE" in said and local_rank >= local_world:
+        return "local ranks count from 0 to LOCAL_WORLD_SIZE - 1"
+    if world > 1:
+        if missing := [n for n in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not (said.get(n) or os.environ.get(n))]:
+            return f"there is no {missing[0]}"
+        if not re.fullmatch("[0-9]{1,5}", port := os.environ["MASTER_PORT"].strip()) or not 0 < int(port) < 1 << 16:
+            return f"MASTER_PORT={port} is no port, which is a number from 1 to 65535"
+    return None
+
+
+def _whole(name: str) -> int | None:
+    """The number that an environment variable holds. Raises UserError for anything else."""
+    value = os.environ.get(name, "").strip()
+    if value and not re.fullmatch("[0-9]{1,12}", value):
+        raise UserError(f"{name}={value} in the environment is no whole number", f"unset {name}")
+    return int(value) if value else None
 
 
 def launch_rank() -> int:
     """Rank by the launcher's word, before any group exists."""
     return int(os.environ.get("RANK", "0"))
+
+
+def speaks() -> bool:
+    """Whether this process says what is wrong with its command before the ranks have met.
+
+    That is rank zero; but where no launcher ends all ranks as soon as one ends, nobody knows whether there is one.
+    """
+    rank = os.environ.get("RANK", "0")
+    return rank == "0" or not ("TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_PROCID") == rank)
 
 
 def world_size() -> int:
@@ -54,13 +120,12 @@ def run_name(config_name: str) -> str:
 
 
 def under_slurm() -> bool:
-    return "SLURM_JOB_ID" in os.environ
+    return bool(os.environ.get("SLURM_JOB_ID"))
 
 
 def slurm_start() -> dict[str, Any]:
     """Which Slurm job this is, and how often it was requeued."""
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": restarts}
+    return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": _whole("SLURM_RESTART_COUNT") or 0}
 
 
 @dataclass(frozen=True)
@@ -79,14 +144,12 @@ class Allocation:
 def allocation() -> Allocation:
     """The shape of the job so far as the environment knows it."""
     names = ("SLURM_JOB_NUM_NODES", "LOCAL_WORLD_SIZE", "SLURM_GPUS_ON_NODE", "RANKZERO_WORLD_SIZE")
-    return Allocation(*(int(value) if (value := os.environ.get(name)) else None for name in names))
+    return Allocation(*map(_whole, names))
 
 
-def end_time() -> float | None:
+def end_time() -> int | None:
     """When the allocation ends, in seconds since 1970, if anybody says."""
-    with contextlib.suppress(KeyError, ValueError):
-        return float(os.environ.get("RANKZERO_END_TIME") or os.environ["SLURM_JOB_END_TIME"])
-    return None
+    return _whole("RANKZERO_END_TIME") or _whole("SLURM_JOB_END_TIME")
 
 
 def die_with_launcher() -> None:
@@ -99,12 +162,20 @@ def by_launcher() -> bool:
     return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
+_CHANGES_TRAINING = {
+    f"ACCELERATE_{name}"
+    for name in ("MIXED_PRECISION", "DYNAMO_BACKEND", "GRADIENT_ACCUMULATION_STEPS", "TORCH_DEVICE", "CPU_AFFINITY")
+}
+
+
 @dataclass(frozen=True)
 class Asked:
     """What whoever started this process asked for; None where nobody said."""
 
     processes: int | None = None
     cpu: bool | None = None
+    by: str = ""
+    """the option, variable or file that says how many"""
 
 
 def asked() -> Asked:
@@ -114,10 +185,10 @@ def asked() -> Asked:
     on a machine without GPUs ``--multi_gpu`` starts as many as asked; neither tells them what was asked.
     """
     told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on") or None
-    if "RANKZERO_WORLD_SIZE" in os.environ:
-        return Asked(int(os.environ["RANKZERO_WORLD_SIZE"]), told)
-    if "SLURM_STEP_NUM_TASKS" in os.environ and "RANK" not in os.environ and not by_launcher():
-        return Asked(int(os.environ["SLURM_STEP_NUM_TASKS"]), told)
+    for name in ("RANKZERO_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        tasks = _whole(name)
+        if tasks is not None and (name.startswith("RANKZERO") or not (by_launcher() or "RANK" in os.environ)):
+            return Asked(tasks, told, name)
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
@@ -126,17 +197,49 @@ def asked() -> Asked:
         return Asked(cpu=told)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--num_processes", "--num-processes", type=int)
-    parser.add_argument("--config_file", "--config-file")
+    parser.add_argument("--config_file", "--config-file", type=Path)
     parser.add_argument("--cpu", "--use_cpu", "--use-cpu", action="store_true")
     parser.add_argument("--multi_gpu", "--multi-gpu", action="store_true")
-    file: dict[str, Any] = {}
-    with contextlib.suppress(argparse.ArgumentError, OSError, UserError):
+    with contextlib.suppress(argparse.ArgumentError):
         options, _ = parser.parse_known_args(words[words.index("launch") + 1 :])
-        if options.config_file:
-            file = command_line.load_yaml(Path(options.config_file).read_text(encoding="utf-8"), options.config_file)
+        # What somebody once told accelerate for all of his programs is no reason to refuse the only process.
+        path = options.config_file or (_default_file() if world_size() > 1 else None)
+        file: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, UserError):
+            file = command_line.load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
         cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
-        return Asked(options.num_processes or file.get("num_processes"), cpu)
+        processes = options.num_processes or file.get("num_processes")
+        by = "--num_processes" if options.num_processes else str(path or "")
+        return Asked(processes if isinstance(processes, int) else None, cpu, by)
     return Asked(cpu=told)
+
+
+def _default_file() -> Path:
+    """Where accelerate looks for a configuration when the command names none."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(os.environ.get("HF_HOME") or f"{cache}/huggingface"), "accelerate")
+    return next((path for name in ("yaml", "json") if (path := folder / f"default_config.{name}").is_file()), folder)
+
+
+def not_used(precision: str) -> str:
+    """What an accelerate configuration says and the job does not do, in words; "" for nothing.
+
+    Afterwards accelerate finds none of it: it would end in a traceback where DeepSpeed or FP8 is not installed, and
+    train something else where it is.
+    """
+    told = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+    for name in told:
+        if (
+            name != "ACCELERATE_MIXED_PRECISION"
+        ):  # says who launched; and what is said to accelerate itself wins over it
+            del os.environ[name]
+    wanted = [
+        f"{name}={value}"
+        for name, value in told.items()
+        if (name in _CHANGES_TRAINING or (name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"))
+        and value.lower() not in ("", "no", "false", "0", "1" if name.endswith("_STEPS") else "", precision)
+    ]
+    return ", ".join(wanted)
 
 
 def local_world_size() -> int:
@@ -144,13 +247,14 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
-    if device == "cpu" or (device == "auto" and asked_cpu):
+def on_cpu(device: str, asked: Asked, gpus: int) -> bool:
+    if device == "cpu" or (device == "auto" and asked.cpu):
         return True
     needed = local_world_size()
-    if gpus < needed and (device == "cuda" or asked_cpu is False or gpus):
+    if gpus < needed and (device == "cuda" or asked.cpu is False or gpus):
         raise UserError(
-            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found",
+            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found"
+            + (f" ({asked.by})" if asked.by else ""),
             "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
             "or --runtime.device cpu",
         )
@@ -158,12 +262,17 @@ def on_cpu(device: str, asked_cpu: bool | None, gpus: int) -> bool:
 
 
 def threads_for(settings: Runtime, *, alone: bool) -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
     if settings.threads is not None:
         return settings.threads
+    given = re.match("0*([1-9][0-9]*)", os.environ.get("OMP_NUM_THREADS", "").strip())  # "4,2": 4, and 2 in each
     # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
-    if given.isdigit() and int(given) > 0 and (int(given) > 1 or not by_launcher()):
-        return int(given)
+    if given and (given[1] != "1" or not by_launcher()):
+        if len(given[1]) > 4 or int(given[1]) > MOST_THREADS:
+            raise UserError(
+                f"OMP_NUM_THREADS={given[1]:.20} in the environment is more than {MOST_THREADS}",
+                "unset OMP_NUM_THREADS",
+            )
+        return int(given[1])
     if alone:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

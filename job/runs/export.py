@@ -45,8 +45,6 @@ def restored(run: Path) -> tuple[Classifier, Group]:
     """The classifier of a run directory on this machine's device. Raises UserError when it has no weights yet."""
     settings, _ = of_run(str(run), [], "")
     group = start(settings.runtime, deterministic=False)
-    if group.world_size > 1:
-        raise UserError(f"{group.world_size} processes", "start this command with python, as one process")
     classes = class_names(run)
     network, _ = restore(run, settings, classes)
     return Classifier(network, settings, classes).to(group.device), group

@@ -81,7 +81,7 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         ([f"--optimizer.learning_rate=0x{'f' * 400}"], "a number of too many digits"),
         (["--train.epochs=1000000000"], "must be from 1 to 1000000"),
         (["--train.batch_size=3000000000"], "must be from 1 to 1000000"),
-        (["--train.gradient_accumulation=3000000000"], "must be from 1 to 1000000"),
+        (["--train.gradient_accumulation=3000000000"], "must be from 1 to 10000"),
         (["--runtime.threads=1000000"], "runtime.threads=1000000: must be null or from 1 to 1024"),
         (["--runtime.timeout=1e20"], "runtime.timeout=1e+20: must be from 1 up to but not including 1e+07"),
         (["--run.trackers=&a [*a]"], "aliases are not taken"),

@@ -624,3 +624,10 @@ def test_sixty_thousand_real_images(tmp_path: Path) -> None:
     again = load(archive, image_size=32, cache=str(tmp_path), validation=0.2)
     assert time.perf_counter() - started < 2  # 0.1 s on a quiet machine; decoding takes 9
     assert same(data, again)
+
+
+def test_a_root_that_is_neither_a_folder_nor_a_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for root in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(UserError, match="is neither a folder nor a file"):
+            archives.kind(root)

@@ -157,7 +157,7 @@ def run_as(arguments: list[str], environment: dict[str, str], output: str) -> No
 
 def main() -> None:
     install(json.loads(os.environ.get("FAULTS", "[]")), os.environ.get("NETWORK", ""))
-    ending.entry(train.main)
+    ending.entry(train.main, joins=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_each_way_to_stop_saves_and_ends_with_status_75_and_the_same_bits_follow
     assert not (run / "STOP").exists()
 
     stopped(start("--run.max_minutes", "0.00001", faults=[SLOW]), "time limit")
-    stopped(start(faults=[SLOW], environment={"RANKZERO_END_TIME": str(time.time() + 31)}), "time limit")
+    stopped(start(faults=[SLOW], environment={"RANKZERO_END_TIME": str(int(time.time()) + 31)}), "time limit")
     assert status(run)["step"] < 36
     assert start().wait() == [0]
     same(run, undisturbed())
