@@ -48,7 +48,9 @@ class Job:
         log.touch()
         self.ranks: list[ForkServerProcess] = []
         for rank in range(processes):
-            own = common | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {})
+            own = dict(common)
+            if processes > 1:
+                own |= {"RANK": str(rank), "LOCAL_RANK": str(rank % int(common["LOCAL_WORLD_SIZE"]))}
             process = fork_server().Process(target=injected.run_as, args=(list(arguments), own, str(log)))
             process.start()
             self.ranks.append(process)

@@ -50,7 +50,8 @@ def run_job(
     ``fresh`` processes are interpreters as a shell starts them, others are forked from one that has torch imported;
     and the ``report`` at the end of training, which fresh ones always write.
     """
-    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    local = int(extra.get("LOCAL_WORLD_SIZE", processes))
+    group = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(local)}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     words = command(script, *arguments)
     end = time.monotonic() + TIMEOUT
@@ -59,7 +60,7 @@ def run_job(
         files = [(Path(folder, f"out-{rank}"), Path(folder, f"error-{rank}")) for rank in range(processes)]
         try:
             for rank, (out, error) in enumerate(files):
-                own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+                own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank % local)} if processes > 1 else {}
                 start = _start if fresh else functools.partial(forked.start, report=report)
                 started.append(start(words, environment(**(own | extra)), out, error))
             status = max(_wait(process, end - time.monotonic()) for process in started)
