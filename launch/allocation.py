@@ -13,8 +13,10 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 
-NOT_PRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""what a terminal would obey; job/config/errors.py escapes the same in what the job says"""
+NOT_PRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""what a terminal would obey, or a reader not see: the same as in job/config/errors.py, which is not to be had here"""
 
 
 class LaunchError(Exception):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import itertools
 import os
@@ -109,7 +110,8 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
     if not any(word == "--config" or word.startswith("--config=") for word in argv):
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
     parts = _parts(argv)
-    parser = _parser(description)
+    parser = _parser()
+    parser.description = description
 
     def parsed() -> jsonargparse.Namespace:
         found = jsonargparse.Namespace()
@@ -127,7 +129,7 @@ def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
     for key in flat(settings):
         _check_key(key, name)
-    parser = _parser("")
+    parser = _parser()
     return _checked(parser, lambda: parser.parse_object(settings))
 
 
@@ -166,9 +168,10 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(message, "--help shows how it is used")
 
 
-def _parser(description: str) -> jsonargparse.ArgumentParser:
+@functools.cache  # a third of a second, which a start that compares configurations would spend again for each
+def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=description, formatter_class=_Help)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
     parser.add_class_arguments(Config, nested_key=None)
     for section in dataclasses.fields(Config):  # as an option of its own it would be a file's name

@@ -288,13 +288,12 @@ def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str 
     with progress(f"verifying {stored.path.name}", total, "B") as advance:
         for name in ARRAYS:
             array, kind = stored.map(name), np.uint8 if name.endswith("images") else np.int64
-            with (stored.path / f"{name}.npy").open(
-                "rb"
-            ) as stream:  # and not as mapped: a bad sector would be a signal
+            # Read, and not as mapped: a bad sector would be a signal.
+            with open(stored.path / f"{name}.npy", "rb") as stream:
                 stream.seek(-array.nbytes, os.SEEK_END)
                 if _sha256(stream, advance) != hashes[name] or array.dtype != kind or not array.flags.c_contiguous:
                     return f"{name}.npy"
     with contextlib.suppress(OSError):  # where it cannot be written the next start verifies again
         if total > _REMEMBERED:
-            note.write_text(json.dumps(stamp))
+            note.write_text(json.dumps(stamp), encoding="utf-8")
     return None

@@ -37,11 +37,7 @@ def tables(comparison: Record) -> list[Table]:
         best = max(runs, key=lambda run: run["accuracy"])["name"]
         pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
     shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
-    return [
-        table._replace(head=[*map(printable, table.head)], rows=[[*map(printable, row)] for row in table.rows])
-        for table in shown
-        if table.rows
-    ]
+    return [table for table in shown if table.rows]
 
 
 def html(comparison: Record, runs: Sequence[Finished]) -> str:
@@ -69,7 +65,7 @@ def markdown(comparison: Record, runs: Sequence[Finished]) -> str:
             ["---", *["---:"] * (len(table.head) - 1)],
             *([cell.replace("|", "\\|") for cell in row] for row in table.rows),
         ]
-        parts += [f"## {table.caption}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        parts += [f"## {table.caption}", "\n".join(printable(f"| {' | '.join(line)} |") for line in lines)]
     return "\n\n".join([*parts, "## Where they ran", "\n".join(map(_where, runs))]) + "\n"
 
 

@@ -77,6 +77,7 @@ def write(path: Path) -> Path:
         result=result or {},
         published=published,
         svgs=svgs,
+        most_bars=figures.MOST_BARS,
         heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
         heat_image=_embedded(pngs["confusion_matrix"]) if matrix else "",
         shown=shown,

@@ -45,7 +45,7 @@ def entry(main: Callable[[list[str]], int], *, only_shows: bool = False, joins: 
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     except Exception:
-        _show_traceback()
+        show_traceback()
         status = FAILED
     sys.stdout.flush()
     sys.stderr.flush()
@@ -60,7 +60,8 @@ def complain(text: str) -> None:
     print(f"error: {printable(text)}", file=sys.stderr)
 
 
-def _show_traceback() -> None:
+def show_traceback() -> None:
+    """Print the traceback of the exception that is being handled, where nothing in it is obeyed."""
     sys.stderr.write(printable(traceback.format_exc(), keep="\n"))
 
 
@@ -131,7 +132,7 @@ def reason(error: Exception, group: Group, batch_size: int) -> str:
         )
     if lost_contact(error):
         return f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
-    _show_traceback()
+    show_traceback()
     return f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
 
 

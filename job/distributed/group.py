@@ -12,7 +12,6 @@ import datetime
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +66,7 @@ class Group:
             except (UserError, FailedError) as error:
                 problem = error
             except Exception as error:
-                traceback.print_exc()
+                ending.show_traceback()
                 problem = FailedError(f"rank {self.rank} failed: {type(error).__name__}: {first_line(error)}")
         for reported in self.gathered([type(problem).__name__, str(problem)] if problem else None):
             if reported is not None:

@@ -90,13 +90,9 @@ def predict(
 def read(run: Path) -> dict[str, NDArray[np.int64]]:
     """What ``Predictions.save`` kept in ``run``, by its names. Raises UserError when it cannot be read."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    from job.runs.files import opened_as
 
     try:
-        with opened_as(run / FILE) as file:
-            tensors = load_file(file)
+        tensors = files.load_arrays(run / FILE)
         return {name: tensors[name] for name in KEPT}
     except (OSError, SafetensorError, KeyError) as error:
         what = f"{run / FILE} cannot be read ({type(error).__name__})"

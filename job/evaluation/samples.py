@@ -61,13 +61,11 @@ def keep(run: Path, split: Split, predictions: Predictions) -> None:
 def read(run: Path) -> dict[str, Samples]:
     """The samples "grid" and "mistakes"; nothing when the file is not there or damaged."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    from job.runs.files import opened_as
+    from job.runs.files import load_arrays
 
     try:
-        with opened_as(run / FILE) as file:
-            tensors = load_file(file)
+        tensors = load_arrays(run / FILE)
         return {name: Samples(*(tensors[f"{name}_{field}"] for field in _FIELDS)) for name in ("grid", "mistakes")}
     except (OSError, SafetensorError, KeyError):
         return {}

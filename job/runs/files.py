@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _DTYPES = {
@@ -90,6 +91,14 @@ def opened_as(path: Path) -> Iterator[str]:
     """Another name of the file ``path`` for safetensors, which takes no path that is no UTF-8."""
     with open(path, "rb") as file:
         yield f"/dev/fd/{file.fileno()}"
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays by name of a safetensors file. Raises OSError, and SafetensorError for a damaged one."""
+    from safetensors.numpy import load_file
+
+    with opened_as(path) as file:
+        return load_file(file)
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:

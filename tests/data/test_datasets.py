@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -226,48 +226,34 @@ def flip(path: Path, byte: int, bit: int) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def another_label(path: Path) -> None:
-    flip(path / "train_labels.npy", -8, 0)
+def flipped(file: str, mark: int | bytes, after: int, bit: int) -> Callable[[Path], None]:
+    """Damage to a stored data set: one bit of ``file``, so many bytes ``after`` a place or the first such bytes."""
+
+    def damage(stored: Path) -> None:
+        place = mark if isinstance(mark, int) else (stored / file).read_bytes().index(mark)
+        flip(stored / file, place + after, bit)
+
+    return damage
 
 
-def no_label(path: Path) -> None:
-    flip(path / "test_labels.npy", -1, 4)
-
-
-def another_pixel(path: Path) -> None:
-    flip(path / "test_images.npy", 500, 7)
-
-
-def another_byte_order(path: Path) -> None:
-    flip(path / "train_labels.npy", (path / "train_labels.npy").read_bytes().index(b"<i8"), 1)
-
-
-def another_kind_of_number(path: Path) -> None:
-    flip(path / "train_labels.npy", (path / "train_labels.npy").read_bytes().index(b"<i8") + 1, 2)
-
-
-def another_head(path: Path) -> None:
-    flip(path / "train_images.npy", 0, 0)
-
-
-def another_class(path: Path) -> None:
-    flip(path / "about.json", (path / "about.json").read_bytes().index(b"cat"), 0)
-
-
-def another_digest(path: Path) -> None:
-    flip(path / "about.json", (path / "about.json").read_bytes().index(b'"sha256"') + 40, 0)
-
-
-def no_text(path: Path) -> None:
-    flip(path / "about.json", 5, 7)
+FLIPS = {
+    "another label": ("train_labels.npy", 0, -8, 0),
+    "no label": ("test_labels.npy", 0, -1, 4),
+    "another pixel": ("test_images.npy", 500, 0, 7),
+    "another byte order": ("train_labels.npy", b"<i8", 0, 1),
+    "another kind of number": ("train_labels.npy", b"<i8", 1, 2),
+    "another head": ("train_images.npy", 0, 0, 0),
+    "another class": ("about.json", b"cat", 0, 0),
+    "another digest": ("about.json", b'"sha256"', 40, 0),
+    "no text": ("about.json", 5, 0, 7),
+}
 
 
 def another_json(path: Path) -> None:
     (path / "about.json").write_text("[" * 100_000)
 
 
-DAMAGE = [another_label, no_label, another_pixel, another_byte_order, another_kind_of_number, another_head]
-DAMAGE += [another_class, another_digest, no_text, another_json]
+DAMAGE = [another_json, *(pytest.param(flipped(*where), id=kind) for kind, where in FLIPS.items())]
 
 
 def older_format(path: Path) -> None:
@@ -314,7 +300,7 @@ def test_a_large_set_is_remembered_as_sound_until_it_is_touched_or_a_week_is_ove
     os.utime(note, (time.time() - 8 * 86400,) * 2)
     assert [start(), start()] == [["verifying"], []]
     (entry,) = stored(archive.parent / "rankzero-cache")
-    another_label(entry)
+    flipped(*FLIPS["another label"])(entry)
     assert start() == ["verifying", "verifying", "decoding"], "once more when it has the lock"
 
 
