@@ -22,7 +22,8 @@ import jsonargparse
 import yaml
 
 from job.config.errors import UserError
-from job.config.settings import REPOSITORY, Config, flat, to_dict
+from job.config.plain import flat, to_dict
+from job.config.settings import REPOSITORY, Config
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "simple_cnn.yaml"
 LARGEST_FILE = 1 << 16

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.config.settings import Config, flat, recipe, to_dict
+from job.config.plain import flat, recipe, to_dict
+from job.config.settings import Config
 from job.evaluation import predictions, reference
 from job.runs import reader
 from job.runs.reader import Run

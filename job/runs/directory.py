@@ -15,7 +15,8 @@ from typing import Any, TextIO, cast
 
 from job.config import command_line
 from job.config.errors import NO_LOCKS, UserError
-from job.config.settings import REPOSITORY, Config, differences, to_yaml
+from job.config.plain import differences, to_yaml
+from job.config.settings import REPOSITORY, Config
 from job.runs.files import remove_left_overs, tolerating, write_whole
 from job.runs.reader import checkpoints, configuration, evaluation, read_json, require_plain
 from job.runs.records import Environment, Evaluation, MetricsLine, Status

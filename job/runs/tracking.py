@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from job.config.errors import first_line, printable
-from job.config.settings import Config, flat, to_dict, to_yaml
+from job.config.plain import flat, to_dict, to_yaml
+from job.config.settings import Config
 from job.runs.directory import RunDirectory
 from job.runs.files import whole
 from job.runs.records import Evaluation

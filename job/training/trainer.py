@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from job.config.errors import DivergedError, StoppedEarlyError
-from job.config.settings import Config, to_dict
+from job.config.plain import to_dict
+from job.config.settings import Config
 from job.data.batches import Batches, Part
 from job.data.datasets import Dataset, to_device
 from job.display.console import Console

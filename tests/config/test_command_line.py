@@ -11,7 +11,8 @@ from support.jobs import REPOSITORY, run_job, the_error
 
 from job.config import command_line
 from job.config.errors import UserError
-from job.config.settings import Config, to_dict, to_yaml
+from job.config.plain import to_dict, to_yaml
+from job.config.settings import Config
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 

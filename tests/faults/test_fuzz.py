@@ -35,7 +35,8 @@ from PIL import Image
 from job import compare, evaluate, predict, report, train, watch
 from job.config import command_line
 from job.config.errors import FailedError, UserError
-from job.config.settings import Config, Data, flat, to_dict
+from job.config.plain import flat, to_dict
+from job.config.settings import Config, Data
 from job.data import datasets, decoding
 from job.display import run_page
 from job.runs import checkpoint

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from job.config.settings import Config, Data, Model, Train, to_yaml
+from job.config.plain import to_yaml
+from job.config.settings import Config, Data, Model, Train
 from job.data.datasets import Split
 from job.evaluation import metrics, samples
 from job.evaluation.predictions import Predictions
