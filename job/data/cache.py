@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.data.disk import OTHER_PLACE, disk_errors, flush, locked, writable
+from job.data.local.disk import OTHER_PLACE, disk_errors, flush, locked, writable
 
 FORMAT = 1
 """Raised when the layout of a stored data set changes: older ones are then rebuilt."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from job.config.errors import UserError
 from job.data.cache import Advance, Contents, ImageFile, Log, Progress
-from job.data.disk import disk_errors, locked
+from job.data.local.disk import disk_errors, locked
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

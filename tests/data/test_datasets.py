@@ -26,7 +26,8 @@ from support.jobs import TIMEOUT, command, environment, free_port
 
 from job.config.errors import UserError
 from job.config.settings import REPOSITORY, Data
-from job.data import cache, datasets, disk
+from job.data import cache, datasets
+from job.data.local import disk
 
 
 @pytest.fixture(autouse=True)
