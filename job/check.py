@@ -33,7 +33,6 @@ from job.distributed import launcher
 from job.models import registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
-from job.runs.directory import choose
 from job.training.optimizers import learning_rate
 
 if TYPE_CHECKING:
@@ -128,7 +127,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     if dataset is not None:
         _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
     if model is not None:
-        size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
+        size, path = checkpoint_bytes(settings, model), REPOSITORY / "runs" / launcher.run_name(name)
+        path = path if settings.run.dir is None else Path(settings.run.dir).expanduser().resolve()
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         _look(checks, "memory", lambda: _memory(settings, shape, model))
         _look(checks, "run directory", lambda: _directory(path, existing, settings.checkpoint.keep, size))

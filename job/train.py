@@ -84,7 +84,8 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str], console: Console) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = choose(settings.run.dir, launcher.run_name(name), same_job=launcher.under_slurm())
+    job = launcher.slurm_job() if settings.run.dir is None else None
+    path = choose(settings.run.dir, launcher.run_name(name), job, console.say)
     return RunDirectory(path, settings, console.warn)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 import aftermath
+import directory
 from aftermath import BAD_INPUT, Start
 from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job
 
@@ -81,7 +82,7 @@ def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
     """The job's run directory: the same after a requeue, another one for each task of an array."""
     asked = given(overrides, "--run.dir")
     if asked is None:
-        return REPOSITORY / "runs" / f"{allocation.name}-{allocation.job}"
+        return directory.find(REPOSITORY / "runs", allocation)
     if allocation.array_task is not None:
         raise LaunchError(
             f"--run.dir {asked} in a job array gives every task the same directory: leave it out, and each has its own"

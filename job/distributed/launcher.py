@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,11 +113,32 @@ def secret() -> bytes | None:
 
 def run_name(config_name: str) -> str:
     """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job_id = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    if job_id:
-        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job_id}".replace("/", "-")
+    if under_slurm():
+        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{_job_id()}".replace("/", "-")
     return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def slurm_job() -> dict[str, Any] | None:
+    """What tells this start of a Slurm job from those of another of the same number; None outside Slurm."""
+    if not under_slurm():
+        return None
+    asked = ["squeue", "--noheader", "--jobs", _job_id(), "--format", "%V"]  # when it was queued the last time
+    said = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = os.environ | {"SLURM_TIME_FORMAT": "%s"}
+        said = subprocess.run(asked, env=told, capture_output=True, text=True, timeout=60).stdout.strip()
+    return {
+        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
+        "job": _job_id(),
+        "submitted": int(said) if said.isdigit() else 0,
+        "restarts": _whole("SLURM_RESTART_COUNT") or 0,
+    }
+
+
+def _job_id() -> str:
+    """``<array>_<task>`` in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def under_slurm() -> bool:
@@ -229,9 +251,7 @@ def not_used(precision: str) -> str:
     """
     told = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     for name in told:
-        if (
-            name != "ACCELERATE_MIXED_PRECISION"
-        ):  # says who launched; and what is said to accelerate itself wins over it
+        if name != "ACCELERATE_MIXED_PRECISION":  # which says who launched; what accelerate is told itself wins over it
             del os.environ[name]
     wanted = [
         f"{name}={value}"

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -188,22 +190,48 @@ class RunDirectory:
         return before
 
 
-def choose(path: str | None, name: str, *, same_job: bool) -> Path:
+def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callable[[str], None]) -> Path:
     """The run directory to use: the given one, or ``runs/<name>``, with a number after it if that is taken.
 
-    ``same_job``: the name belongs to this job alone, and it has come back.
+    A Slurm ``job`` finds its own again, known by what ``slurm/<job>.json`` remembers, as launch/directory.py does: ids
+    of jobs come again. ``say`` is told when that of another job is passed over.
     """
     if path is not None:
         return Path(path).expanduser().resolve()
-    first = REPOSITORY / "runs" / name
-    if same_job:
-        return first
-    for number in range(1, 1000):
-        candidate = first if number == 1 else first.with_name(f"{name}-{number}")
+    first, sign = REPOSITORY / "runs" / name, "." if job else "-"
+    numbered = [first, *(first.with_name(f"{name}{sign}{number}") for number in range(2, 1000))]
+    taken = list(takewhile(os.path.lexists, numbered))
+    memory = Path("slurm", f"{job['job']}.json") if job else None
+    if job and memory:
+        if own := next((run for run in reversed(taken) if _is_own(run / memory, job)), None):
+            return own
+        if taken and job["restarts"] and not (first / memory).exists():
+            return first  # begun before there was a memory, by a job that was requeued since
+    for candidate in numbered[len(taken) :]:
         with _writable(candidate), contextlib.suppress(FileExistsError):
             candidate.mkdir(parents=True)
+            if job and memory:
+                (candidate / "slurm").mkdir()
+                write_whole(candidate / memory, json.dumps(job) + "\n")
+            if job and taken:
+                say(f"{taken[-1]} is of another job that had this one's number")
             return candidate
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
+
+
+def _is_own(memory: Path, job: dict[str, Any]) -> bool:
+    """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        return bool(
+            known == job
+            or (
+                all(known[key] == job[key] for key in ("cluster", "job"))
+                and known["restarts"] < job["restarts"]
+                and known["submitted"] <= (job["submitted"] or math.inf)
+            )
+        )
+    return False
 
 
 def require_epochs(settings: Config, *, before: int, begun: int) -> None:

@@ -31,8 +31,9 @@ class Site:
         return (self.home / f"{name}-{job}.out").read_text()
 
     def run(self, job: str, name: str = "simple_cnn") -> Path:
-        """The job's run directory."""
-        return self.repository / "runs" / f"{name}-{job}"
+        """The job's run directory, the last of those of its number."""
+        first = self.repository / "runs" / f"{name}-{job}"
+        return max(first.parent.glob(f"{first.name}.*"), default=first)
 
     def wait_for_line(self, job: str, pattern: str, seconds: float = 200) -> str:
         """Waits until the Slurm log has ``pattern``; its first group, or all of it."""

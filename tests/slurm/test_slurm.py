@@ -172,7 +172,14 @@ def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site
 def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_checkpoint(
     site: Site, undisturbed: Path
 ) -> None:
-    job = site.submit(*TWO_NODES, overrides=[*TINY, "--checkpoint.every_steps", "30"])
+    job = site.submit(*TWO_NODES, "--hold", overrides=[*TINY, "--checkpoint.every_steps", "30"])
+    # Another cluster has had a job of this number here, with this very configuration, and finished it.
+    other = shutil.copytree(undisturbed, site.run(job))
+    stranger = {"cluster": "other", "job": job, "submitted": 1, "restarts": 0}
+    (other / "slurm" / f"{job}.json").write_text(json.dumps(stranger))
+    before = {path: path.stat().st_mtime_ns for path in other.rglob("*")}
+    site.cluster.run("scontrol", "release", job)
+    site.wait_for_line(job, rf"simple_cnn-{job} is of another job that had this one's number: .*simple_cnn-{job}\.2")
     site.wait_for_step(job, 40)
     os.kill(rank_processes(site.cluster, job)[1], signal.SIGKILL)
     ended = site.cluster.wait(job)
@@ -182,6 +189,8 @@ def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_chec
     assert "rank 1 of 2 on n2 failed first" in verdict
     assert "Killed" in Path(verdict.partition("; see ")[2]).read_text()
     assert_same(site.run(job), undisturbed)
+    assert site.run(job) != other
+    assert before == {path: path.stat().st_mtime_ns for path in other.rglob("*")}
 
 
 def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> None:
