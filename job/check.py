@@ -120,7 +120,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
-    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
+    load = partial(datasets.load, data, settings.train.seed, node_disk=disk)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     classes = len(dataset.classes) if dataset else 10
     model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))

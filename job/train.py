@@ -104,7 +104,8 @@ def _train(
         console.say(f"run directory {directory.path}, attempt {directory.attempt}")
     console.say(environment.in_words(processes))
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
+    disk = launcher.node_disk()
+    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))

@@ -25,7 +25,7 @@ from types import FrameType
 
 import aftermath
 import directory
-from aftermath import BAD_INPUT, Start
+from aftermath import BAD_INPUT, PREEMPTED, Start
 from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -62,9 +62,16 @@ def main(config: str, overrides: list[str]) -> int:
         f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
     )
     stop.file = run / "STOP"
+    disk = node_disk()
+    if disk:
+        os.environ["RANKZERO_NODE_DISK"] = disk
     exit_status, messages = launch(start, arguments)
     stop.withdraw()
-    return aftermath.settle(start, exit_status, messages)
+    status = aftermath.settle(start, exit_status, messages)
+    # A job that comes back will want its images again.
+    if disk and (status != PREEMPTED or "JobState=CANCELLED" in run_client("scontrol", "show", "job", job).stdout):
+        leave_nodes(allocation, disk)
+    return status
 
 
 def given(overrides: list[str], key: str) -> str | None:
@@ -95,9 +102,6 @@ def defaults(allocation: Allocation, overrides: list[str]) -> list[str]:
     words = []
     if allocation.gpus:
         words += ["--runtime.device", "cuda"]  # a node without its driver must not train on its CPU, unnoticed
-    if given(overrides, "--data.cache") is None:
-        local = local_disk(allocation)
-        words += ["--data.cache", str(local)] if local else []
     return words
 
 
@@ -111,20 +115,22 @@ def identity(allocation: Allocation, run: Path, overrides: list[str]) -> list[st
     return words
 
 
-def local_disk(allocation: Allocation) -> Path | None:
-    """A directory on every node's own disk for the decoded images; None where the site names none.
+def node_disk() -> str | None:
+    """A directory of this user on every node's own disk, for the decoded images; None where the site names none.
 
     One process a node decodes the archive into it while the others wait, and all of them map it.
     """
-    named = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
-    if not named or not os.path.isabs(named):
-        return None
-    local = Path(named) / "rankzero"
-    done = run_client(*srun(allocation, tasks=1, cpus=1), "mkdir", "-p", "--", str(local))
-    if done.returncode:
-        say(f"{local} cannot be made on every node, so the decoded images stay where the data set is")
-        return None
-    return local
+    named = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") or ""
+    return os.path.join(named, f"rankzero-{os.getuid()}") if os.path.isabs(named) else None
+
+
+def leave_nodes(allocation: Allocation, disk: str) -> None:
+    """Remove ``disk`` on all nodes, or on this one if Slurm starts nothing any more, unless another job holds it."""
+    remove = ["bash", "-c", 'if [ -O "$1" ] && [ ! -L "$1" ]; then exec flock -n "$1" rm -rf -- "$1"; fi', "rm", disk]
+    for command in ([*srun(allocation, tasks=1, cpus=1), "--immediate=10", *remove], remove):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run(command, capture_output=True, timeout=30).returncode == 0:
+                return
 
 
 def environment(allocation: Allocation) -> dict[str, str]:

@@ -17,6 +17,7 @@ from job.config.settings import Data
 from job.data import cache, cifar10, folder, shapes10
 from job.data.cache import Contents, Log, Progress, silent
 from job.data.folder import named
+from job.data.local.disk import DiskError, keep
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,19 @@ def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def prepare(data: Data, progress: Progress = silent, log: Log = print) -> Path:
+def prepare(data: Data, progress: Progress = silent, log: Log = print, node_disk: Path | None = None) -> Path:
     """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
     Only looks at the source, and verifies what was decoded, if that has been done. Any number of processes may call it
-    at once: one works, the others wait. Raises ``UserError`` for missing or damaged data and for a cache that cannot be
-    written.
+    at once: one works, the others wait. Where ``data`` names no cache, ``node_disk`` is tried first. Raises
+    ``UserError`` for missing or damaged data and for a cache that cannot be written.
     """
+    if node_disk is not None and data.cache is None:
+        try:
+            keep(node_disk)
+            return prepare(dataclasses.replace(data, cache=str(node_disk)), progress, log)
+        except DiskError as error:
+            log(f"{str(error).partition(': ')[0]}: the decoded images stay where the data set is")
     stored = cache.obtain(*_source(data, progress, log), progress, log)
     for note in stored.notes:
         log(note)
@@ -108,9 +115,11 @@ def mapped(path: Path, data: Data, seed: int) -> Dataset:
     )
 
 
-def load(data: Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
+def load(
+    data: Data, seed: int, progress: Progress = silent, log: Log = print, node_disk: Path | None = None
+) -> Dataset:
     """``prepare`` and ``mapped``, for a process that is alone."""
-    return mapped(prepare(data, progress, log), data, seed)
+    return mapped(prepare(data, progress, log, node_disk), data, seed)
 
 
 def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:

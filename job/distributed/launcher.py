@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,20 +118,9 @@ def run_name(config_name: str) -> str:
 
 
 def slurm_job() -> dict[str, Any] | None:
-    """What tells this start of a Slurm job from those of another of the same number; None outside Slurm."""
-    if not under_slurm():
-        return None
-    asked = ["squeue", "--noheader", "--jobs", _job_id(), "--format", "%V"]  # when it was queued the last time
-    said = ""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        told = os.environ | {"SLURM_TIME_FORMAT": "%s"}
-        said = subprocess.run(asked, env=told, capture_output=True, text=True, timeout=60).stdout.strip()
-    return {
-        "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""),
-        "job": _job_id(),
-        "submitted": int(said) if said.isdigit() else 0,
-        "restarts": _whole("SLURM_RESTART_COUNT") or 0,
-    }
+    """What tells this start of a Slurm job from others; None outside Slurm."""
+    told = {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": _job_id()}
+    return told | {"restarts": _whole("SLURM_RESTART_COUNT") or 0} if under_slurm() else None
 
 
 def _job_id() -> str:
@@ -172,6 +160,11 @@ def allocation() -> Allocation:
 def end_time() -> int | None:
     """When the allocation ends, in seconds since 1970, if anybody says."""
     return _whole("RANKZERO_END_TIME") or _whole("SLURM_JOB_END_TIME")
+
+
+def node_disk() -> Path | None:
+    """Where, on its own disk, this node may keep images, if the launch said so."""
+    return Path(os.environ["RANKZERO_NODE_DISK"]) if os.environ.get("RANKZERO_NODE_DISK") else None
 
 
 def die_with_launcher() -> None:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -203,6 +204,7 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
     taken = list(takewhile(os.path.lexists, numbered))
     memory = Path("slurm", f"{job['job']}.json") if job else None
     if job and memory:
+        job = job | {"submitted": _submitted(job["job"])}
         if own := next((run for run in reversed(taken) if _is_own(run / memory, job)), None):
             return own
         if taken and job["restarts"] and not (first / memory).exists():
@@ -217,6 +219,13 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
                 say(f"{taken[-1]} is of another job that had this one's number")
             return candidate
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
+
+
+def _submitted(job: str) -> int:
+    """When a job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
+    asked = ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V"]
+    said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+    return int(said) if said.isdigit() else 0
 
 
 def _is_own(memory: Path, job: dict[str, Any]) -> bool:

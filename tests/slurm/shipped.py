@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -18,7 +19,9 @@ class Site:
     """A cluster, a checkout of the repository on it, a folder to submit from, and the nodes' own disk."""
 
     def __init__(self, cluster: Cluster, repository: Path, home: Path, scratch: Path) -> None:
-        self.cluster, self.repository, self.home, self.scratch = cluster, repository, home, scratch
+        self.cluster, self.repository, self.home = cluster, repository, home
+        self.disk = scratch / f"rankzero-{os.getuid()}"
+        """where jobs of this user keep images on the nodes' own disk"""
 
     def submit(self, *options: str, script: str = "simple_cnn.sh", overrides: list[str], **environment: str) -> str:
         """``sbatch`` with these options, the shipped script and the overrides for the job; the job's id."""
