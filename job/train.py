@@ -68,10 +68,7 @@ def main(argv: list[str]) -> int:
     path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
     finished = group.from_rank_zero(directory.result if directory else None)
     if finished and finished.get("epochs") == settings.train.epochs:
-        if directory is not None:
-            if not (path / "report.html").exists():
-                _report(directory, console)
-            _show(finished, console, path)
+        group.guarded(lambda: _show_again(finished, settings, directory, console) if directory else None)
         group.close()
         return 0
     try:
@@ -135,6 +132,7 @@ def _train(
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
             _show(result, console, directory.path)
+            directory.completed()
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
@@ -180,6 +178,25 @@ def _show(result: Evaluation, console: Console, path: Path) -> None:
     for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
         if (path / name).exists():
             console.say(f"wrote {path / name}")
+
+
+def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:
+    """Show a finished run's result once more; write what is missing, where the start that found it was killed."""
+    from job.runs import files, restored
+
+    path, lacking = directory.path, directory.lacks()
+    if "log.txt" in lacking:
+        console.log_to(path / "log.txt")
+    if lacking:
+        console.say(f"the run is finished; what is missing is written: {', '.join(lacking)}")
+    if "model.safetensors" in lacking:
+        model, _ = restored.restore(path, settings, tuple(row["name"] for row in result["classes"]))
+        files.save_weights(path / "model.safetensors", model.state_dict())
+    if {"report.html", "figures"} & set(lacking):
+        _report(directory, console)
+    _show(result, console, path)
+    if "log.txt" in lacking:
+        directory.completed()
 
 
 def _ended(

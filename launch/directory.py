@@ -37,12 +37,15 @@ def find(runs: Path, allocation: Allocation) -> Path:
             return path
 
 
-def claim(run: Path, allocation: Allocation) -> Path:
-    """Have ``run`` remember whose it is. Raises FileExistsError where it remembers another job of this number."""
+def claim(run: Path, allocation: Allocation, *, anew: bool = False) -> Path:
+    """Have ``run`` remember whose it is.
+
+    Raises FileExistsError where it remembers another job of this number, unless that is to be forgotten: ``anew``.
+    """
     identity = {key: getattr(allocation, key) for key in ("cluster", "job", "submitted", "restarts")}
     try:
         _memory(run, allocation).parent.mkdir(parents=True, exist_ok=True)
-        with open(_memory(run, allocation), "x", encoding="utf-8") as file:
+        with open(_memory(run, allocation), "w" if anew else "x", encoding="utf-8") as file:
             file.write(json.dumps(identity) + "\n")
     except FileExistsError:
         raise

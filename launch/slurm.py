@@ -22,13 +22,18 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import aftermath
 import directory
+import snapshot
 from aftermath import BAD_INPUT, PREEMPTED, Start
 from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+PROGRAM = Path(__file__).resolve().parents[1]
+"""the repository, or the copy of it that this job runs from"""
+REPOSITORY = snapshot.repository(PROGRAM)
+STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
 REPEAT_STOP = 5.0
 """seconds after which the STOP file is written again"""
 
@@ -49,11 +54,14 @@ def main(config: str, overrides: list[str]) -> int:
     os.environ.pop("SLURM_CPUS_PER_TASK", None)
     os.environ.pop("SLURM_TRES_PER_TASK", None)
     run = run_directory(allocation, overrides)
+    code = snapshot.own(allocation, run, PROGRAM, ["--config", config, *overrides])
+    if code != PROGRAM:
+        stop.hand_over(code / "launch" / "slurm.py")
+    words = snapshot.pinned(PROGRAM, ["--config", config, *overrides])
     arguments = [
-        "--config",
-        config,
+        *words[:2],
         *defaults(allocation, overrides),
-        *overrides,
+        *words[2:],
         *identity(allocation, run, overrides),
     ]
     start = aftermath.begin(allocation, run)
@@ -198,13 +206,22 @@ class StopRequest:
         self.file: Path | None = None
         """set once the run directory is there"""
         self.asked = False
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU):
+        for number in STOPS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup keeps it ignored
                 signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._write)
         signal.setitimer(signal.ITIMER_REAL, REPEAT_STOP, REPEAT_STOP)
         # Ends the batch shell of others. Whenever Slurm sends it here, it sends it to the ranks as well; wait for them.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPS, signal.SIGTERM))  # see hand_over
+
+    def hand_over(self, program: Path) -> NoReturn:
+        """Become ``program``, which is this one's copy; what is asked for meanwhile waits for its handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPS, signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.execv(sys.executable, [sys.executable, str(program), *sys.argv[1:]])  # noqa: S606
 
     def withdraw(self) -> None:
         """The job has ended: leave no STOP file for the next start."""
@@ -240,7 +257,7 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
         *words(os.environ.get("RANKZERO_SRUN", "")),
         *("bash", "-c", ON_NODE, "rank"),
-        *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
+        *(python, str(PROGRAM / "job" / "train.py"), *arguments),
     ]
     messages: list[str] = []
     with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE) as step:

@@ -44,7 +44,7 @@ class RunDirectory:
             remove_left_overs(path)
             write_whole(path / ".probe", "")
             (path / ".probe").unlink()
-        before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
+        self._before = before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
         self._past = (self._sound(lambda: read_json(path / "environment.json", Environment)) or {}).get("attempts", [])
         self.result: Evaluation | None = self._sound(lambda: evaluation(path))
         """The content of ``evaluation.json`` when the run was opened; None while it is not finished"""
@@ -79,6 +79,9 @@ class RunDirectory:
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
+        if self._past and self._past[-1].get("code", environment["code"]) != environment["code"]:
+            were, are = ((start.get("git_commit") or "unknown")[:10] for start in (self._past[-1], environment))
+            self._warn(f"the code in job/ is not that of the last start (commit {were}, now {are}): bits may differ")
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         # A finished run is to go on, with more epochs: its result goes first.
         finished = (self.path / "evaluation.json").exists()
@@ -170,7 +173,18 @@ class RunDirectory:
     def finish(self, result: Evaluation) -> None:
         """Write ``evaluation.json``, which makes the run a finished one."""
         write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        self.status(state="finished")
+        self.status(state="finished", complete=False)
+
+    def lacks(self) -> list[str]:
+        """What a start that was ended after it had the result has not written, ``log.txt`` to its end, or is gone."""
+        said = self._before.get("state") == "finished" and self._before.get("complete", True)
+        files = [name for name in ("model.safetensors", "report.html", "figures") if not (self.path / name).exists()]
+        return files if said else [*files, "log.txt"]
+
+    def completed(self) -> None:
+        """Record that nothing of a finished run is left to do."""
+        known = self._before if self.result else {}
+        self.status(**{**known, "state": "finished", "error": None, "complete": True})
 
     def _compare(self, settings: Config) -> None:
         if self.result and (trained := self.result.get("epochs", 0)):
@@ -204,7 +218,9 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
     taken = list(takewhile(os.path.lexists, numbered))
     memory = Path("slurm", f"{job['job']}.json") if job else None
     if job and memory:
-        job = job | {"submitted": _submitted(job["job"])}
+        asked = ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job["job"], "--format", "%V"]
+        said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        job = {"submitted": int(said) if said.isdigit() else 0} | job  # 0: the controller does not say
         if own := next((run for run in reversed(taken) if _is_own(run / memory, job)), None):
             return own
         if taken and job["restarts"] and not (first / memory).exists():
@@ -221,25 +237,12 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
 
 
-def _submitted(job: str) -> int:
-    """When a job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
-    asked = ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V"]
-    said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-    return int(said) if said.isdigit() else 0
-
-
 def _is_own(memory: Path, job: dict[str, Any]) -> bool:
     """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(memory.read_text(encoding="utf-8"))
-        return bool(
-            known == job
-            or (
-                all(known[key] == job[key] for key in ("cluster", "job"))
-                and known["restarts"] < job["restarts"]
-                and known["submitted"] <= (job["submitted"] or math.inf)
-            )
-        )
+        same, later = known["cluster"] == job["cluster"], known["restarts"] < job["restarts"]
+        return bool(known == job or (same and later and known["submitted"] <= (job["submitted"] or math.inf)))
     return False
 
 

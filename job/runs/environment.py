@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
+import os
 import re
 import socket
 import subprocess
@@ -37,19 +40,38 @@ def of_process(group: Group) -> dict[str, Any]:
 
 def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
     """What ``environment.json`` says of this start."""
-    git = ["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
     return {
         "command": sys.argv,
-        "git_commit": commit,
+        **program(),
         "world_size": len(processes),
         "hosts": sorted({process["host"] for process in processes}),
         "devices": [process["device"] for process in processes],
         **{key: value for key, value in processes[0].items() if key not in ("host", "device")},
     }
+
+
+def program() -> dict[str, Any]:
+    """The program's commit and whether it is as it was committed, None where nobody knows, and a digest of ``job/``."""
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):  # where launch/ has copied it
+        known = json.loads((REPOSITORY / "snapshot.json").read_text(encoding="utf-8"))
+    if not known:
+        commit, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "job", "launch", "configs")
+        known = {"commit": commit, "dirty": None if changed is None else bool(changed)}
+    total = hashlib.sha256()
+    for path in sorted((REPOSITORY / "job").rglob("*")):
+        if path.is_file() and path.parent.name != "__pycache__":
+            content = hashlib.sha256(path.read_bytes()).digest()
+            total.update(os.fsencode(path.relative_to(REPOSITORY)) + b"\0" + content)
+    return {"git_commit": known.get("commit"), "git_dirty": known.get("dirty"), "code": total.hexdigest()}
+
+
+def _git(*words: str) -> str | None:
+    """What git says of the repository; None where it says nothing."""
+    command = ["git", "--no-optional-locks", "-C", str(REPOSITORY), *words]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return None
 
 
 def in_words(processes: list[dict[str, Any]]) -> str:

@@ -137,6 +137,8 @@ class Status(TypedDict):
     """starts in this directory, from 1"""
     recurs: NotRequired[bool]
     """whether the same command would come to the same end"""
+    complete: NotRequired[bool]
+    """of a finished run: whether its report was written and its result said"""
 
 
 class Start(TypedDict, total=False):
@@ -147,6 +149,9 @@ class Start(TypedDict, total=False):
     step: int
     """optimizer steps that stood when it began"""
     steps_per_epoch: Number
+    git_commit: str | None
+    code: str
+    """hex SHA-256 over the files in ``job/``"""
 
 
 class Environment(TypedDict, total=False):

@@ -1,8 +1,11 @@
-"""Which run directory is whose, by launch/ and by the job itself; needs no Slurm."""
+"""Which run directory is whose, and what is copied into it, by launch/ and by the job itself; needs no Slurm."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from shipped import ROOT
 sys.path.append(str(ROOT / "launch"))
 import allocation
 import directory as launch_directory
+import snapshot
 
 from job.config.errors import UserError
 from job.runs import directory
@@ -77,3 +81,40 @@ def test_where_no_run_directory_can_be_made_one_line_says_so(
     (tmp_path / "runs").touch()
     with pytest.raises((UserError, allocation.LaunchError), match=r"cannot be written .*--run\.dir"):
         find(tmp_path / "runs", JOB)
+
+
+def test_a_snapshot_has_the_code_as_it_lies_and_the_configurations_and_no_data(tmp_path: Path) -> None:
+    here, copy = tmp_path / "re po", tmp_path / "copy"
+    for name in ("job/a.py", "job/gone.py", "own/b.py", "docs/c.md", "tests/d.py", "configs/e.yaml", ".gitignore"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("ignored.yaml\n__pycache__\n")
+    (tmp_path / "mine.yaml").write_text("mine")
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-C", here, "-c", "user.name=a", "-c", "user.email=a", *words], check=True)
+
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    assert snapshot.state(here)["dirty"] is False
+    (here / "job" / "a.py").write_text("changed")
+    (here / "job" / "gone.py").unlink()
+    for name in ("job/new.py", "data.tar", "configs/ignored.yaml", "job/__pycache__/a.pyc"):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text("new")
+    words = ["--config", "configs/ignored.yaml", "--config=../mine.yaml", "--config", "missing.yaml", "--config"]
+    assert snapshot.take(here, copy, words)
+    assert not snapshot.take(here, copy, words)
+    found = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    code = {"job/a.py", "own/b.py", "configs/e.yaml", "job/new.py", ".gitignore", "snapshot.json"}
+    assert found == code | {"given/0/ignored.yaml", "given/2/mine.yaml"}
+    assert (copy / "job" / "a.py").read_text() == "changed"
+    pinned = snapshot.pinned(copy, words)
+    assert pinned[1:3] == [f"{copy}/given/0/ignored.yaml", f"--config={copy}/given/2/mine.yaml"]
+    assert (pinned[0], pinned[3:]) == (words[0], words[3:])
+    about = json.loads((copy / "snapshot.json").read_text())
+    assert (len(about["commit"]), about["dirty"], snapshot.repository(copy)) == (40, True, here)
+    shutil.rmtree(here / ".git")
+    assert snapshot.take(here, tmp_path / "without git", [])
+    found = {str(path.relative_to(tmp_path / "without git")) for path in (tmp_path / "without git").rglob("*.*")}
+    assert found == {"job/a.py", "job/new.py", "configs/e.yaml", "configs/ignored.yaml", "snapshot.json"}
