@@ -26,7 +26,7 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console, plain_text
-from job.display.text import decimals, duration, percent
+from job.display.text import decimals, duration, goodput, percent
 from job.distributed import ending
 from job.runs import reader
 from job.runs.reader import Run, number
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
             if run.state != state:
                 state = run.state
                 console.say(f"{run.name}: {state}, {where(run)}")
+        if spent := goodput(run.spent):
+            console.say(spent)
     if run.evaluation:
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
@@ -94,6 +96,8 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(plain_text(where(run)))
+    if spent := goodput(run.spent):
+        parts.append(plain_text(spent, "dim"))
     if run.unread:
         parts.append(plain_text(run.left_out, "yellow"))
     if run.status.get("error"):

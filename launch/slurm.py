@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -150,6 +151,7 @@ def environment(allocation: Allocation) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(allocation.processes),
         "RANKZERO_WORLD_SIZE": str(allocation.world_size),
         "RANKZERO_SECRET": secrets.token_hex(),  # by which the ranks know each other
+        "RANKZERO_BEGAN": str(int(time.time())),
         "OMP_NUM_THREADS": str(allocation.cpus),
         "PYTHONUNBUFFERED": "1",  # a log that is read while the job runs
     }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from job.display import figures, theme
-from job.display.text import decimals, hardest_named, listed, percent, rounded, shortened
+from job.display.text import SPENT, decimals, hardest_named, listed, percent, rounded, shortened
 from job.evaluation import reference, samples
 from job.evaluation.samples import Samples
 from job.runs import reader
@@ -81,6 +81,7 @@ def write(path: Path) -> Path:
         heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
         heat_image=_embedded(pngs["confusion_matrix"]) if matrix else "",
         shown=shown,
+        kinds=SPENT,
         config=(path / "config.yaml").read_text(encoding="utf-8"),
     )
     write_whole(page, html)

@@ -3,5 +3,5 @@
 Others use launcher: allocation, die_with_launcher, end_time, node_disk, run_name, slurm_job, slurm_start, speaks,
 under_slurm;
 group: Group, start; cores: keep_to_own; preemption: SIGNALS, Preemption; ending: complain, entry, lost_contact, reason;
-startup: mark, summary.
+startup: began, mark, spending, spent, summary, switch.
 """

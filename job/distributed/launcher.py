@@ -157,6 +157,11 @@ def allocation() -> Allocation:
     return Allocation(*map(_whole, names))
 
 
+def began() -> int | None:
+    """When launch/ called for this process, in seconds since 1970; None where it did not."""
+    return _whole("RANKZERO_BEGAN")
+
+
 def end_time() -> int | None:
     """When the allocation ends, in seconds since 1970, if anybody says."""
     return _whole("RANKZERO_END_TIME") or _whole("SLURM_JOB_END_TIME")

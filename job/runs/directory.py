@@ -6,7 +6,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import math
 import os
 import socket
 import subprocess
@@ -20,8 +19,10 @@ from job.config import command_line
 from job.config.errors import NO_LOCKS, UserError
 from job.config.plain import differences, to_yaml
 from job.config.settings import REPOSITORY, Config
+from job.distributed import startup
+from job.runs.environment import other_code
 from job.runs.files import remove_left_overs, tolerating, write_whole
-from job.runs.reader import checkpoints, configuration, evaluation, read_json, require_plain
+from job.runs.reader import checkpoints, configuration, evaluation, in_all, is_own, read_json, require_plain, spending
 from job.runs.records import Environment, Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -46,15 +47,18 @@ class RunDirectory:
             (path / ".probe").unlink()
         self._before = before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
         self._past = (self._sound(lambda: read_json(path / "environment.json", Environment)) or {}).get("attempts", [])
+        if self._past and "seconds" in before and self._past[-1].get("attempt") == before["attempt"]:
+            self._past[-1] |= {"seconds": before["seconds"], "reached": before["step"]}
         self.result: Evaluation | None = self._sound(lambda: evaluation(path))
         """The content of ``evaluation.json`` when the run was opened; None while it is not finished"""
         self.attempt: int = before.get("attempt", len(self._past)) + 1
         """1 for the first start in this directory"""
-        step = before.get("step", 0)
-        self._status = Status(state="running", step=step, signal=None, error=None, attempt=self.attempt)
+        self._status = Status(
+            state="running", step=before.get("step", 0), signal=None, error=None, attempt=self.attempt
+        )
         self._compare(settings)
-        self._metrics = -1
-        self._size = 0
+        self._environment: dict[str, Any] = {}
+        self._metrics, self._size = -1, 0
         self._known = bytearray()
         self.listeners: list[Callable[[MetricsLine], None]] = []
         """what else is told of each line of ``metrics.jsonl``"""
@@ -68,7 +72,9 @@ class RunDirectory:
 
     def status(self, **changes: Any) -> None:
         """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
-        self._status = cast(Status, {**self._status, **changes})
+        self._status = cast(Status, {**self._status, "seconds": startup.spent(), **changes})
+        if self._environment:
+            self._status["seconds_in_all"] = in_all(spending(self._environment["attempts"], self._status))
         with tolerating(*DISK_FULL):
             write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 
@@ -79,9 +85,8 @@ class RunDirectory:
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
-        if self._past and self._past[-1].get("code", environment["code"]) != environment["code"]:
-            were, are = ((start.get("git_commit") or "unknown")[:10] for start in (self._past[-1], environment))
-            self._warn(f"the code in job/ is not that of the last start (commit {were}, now {are}): bits may differ")
+        if changed := other_code(self._past, environment):
+            self._warn(changed)
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         # A finished run is to go on, with more epochs: its result goes first.
         finished = (self.path / "evaluation.json").exists()
@@ -183,8 +188,7 @@ class RunDirectory:
 
     def completed(self) -> None:
         """Record that nothing of a finished run is left to do."""
-        known = self._before if self.result else {}
-        self.status(**{**known, "state": "finished", "error": None, "complete": True})
+        self.status(**{**(self._before if self.result else {}), "state": "finished", "error": None, "complete": True})
 
     def _compare(self, settings: Config) -> None:
         if self.result and (trained := self.result.get("epochs", 0)):
@@ -208,8 +212,7 @@ class RunDirectory:
 def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callable[[str], None]) -> Path:
     """The run directory to use: the given one, or ``runs/<name>``, with a number after it if that is taken.
 
-    A Slurm ``job`` finds its own again, known by what ``slurm/<job>.json`` remembers, as launch/directory.py does: ids
-    of jobs come again. ``say`` is told when that of another job is passed over.
+    A Slurm ``job`` finds its own by ``slurm/<job>.json``, as in launch/directory.py. ``say`` hears of another job's.
     """
     if path is not None:
         return Path(path).expanduser().resolve()
@@ -221,7 +224,7 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
         asked = ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job["job"], "--format", "%V"]
         said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
         job = {"submitted": int(said) if said.isdigit() else 0} | job  # 0: the controller does not say
-        if own := next((run for run in reversed(taken) if _is_own(run / memory, job)), None):
+        if own := next((run for run in reversed(taken) if is_own(run / memory, job)), None):
             return own
         if taken and job["restarts"] and not (first / memory).exists():
             return first  # begun before there was a memory, by a job that was requeued since
@@ -235,15 +238,6 @@ def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callabl
                 say(f"{taken[-1]} is of another job that had this one's number")
             return candidate
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
-
-
-def _is_own(memory: Path, job: dict[str, Any]) -> bool:
-    """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        same, later = known["cluster"] == job["cluster"], known["restarts"] < job["restarts"]
-        return bool(known == job or (same and later and known["submitted"] <= (job["submitted"] or math.inf)))
-    return False
 
 
 def require_epochs(settings: Config, *, before: int, begun: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from job.config.settings import REPOSITORY
-from job.distributed import launcher
+from job.distributed import launcher, startup
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
@@ -41,6 +41,7 @@ def of_process(group: Group) -> dict[str, Any]:
 def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
     """What ``environment.json`` says of this start."""
     return {
+        "began": round(startup.began(), 3),
         "command": sys.argv,
         **program(),
         "world_size": len(processes),
@@ -64,6 +65,14 @@ def program() -> dict[str, Any]:
             content = hashlib.sha256(path.read_bytes()).digest()
             total.update(os.fsencode(path.relative_to(REPOSITORY)) + b"\0" + content)
     return {"git_commit": known.get("commit"), "git_dirty": known.get("dirty"), "code": total.hexdigest()}
+
+
+def other_code(before: list[dict[str, Any]], now: dict[str, Any]) -> str | None:
+    """What is said of a start whose code is not that of the last one of those ``before``; None where it is."""
+    if not before or before[-1].get("code", now["code"]) == now["code"]:
+        return None
+    was, is_ = ((start.get("git_commit") or "unknown")[:10] for start in (before[-1], now))
+    return f"the code in job/ is not that of the last start (commit {was}, now {is_}): bits may differ"
 
 
 def _git(*words: str) -> str | None:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 from job.config import command_line
 from job.config.errors import UserError, first_line
 from job.config.settings import Config
-from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
+from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
@@ -108,6 +108,16 @@ class Run:
         ]
 
     @property
+    def spending(self) -> list[Seconds]:
+        """Where the seconds of each start went; nothing of those that did not say."""
+        return spending(self.environment.get("attempts", []), self.status)
+
+    @property
+    def spent(self) -> Seconds:
+        """The same over all starts."""
+        return in_all(self.spending)
+
+    @property
     def resumed_at(self) -> list[int]:
         """Steps at which the run went on after it had been interrupted, ascending."""
         return sorted({attempt.step for attempt in self.attempts if attempt.step > 0})
@@ -145,6 +155,46 @@ def read(path: Path) -> Run:
         evaluation(path),
         read_json(path / "status.json", Status) or {},
     )
+
+
+def is_own(memory: Path, job: dict[str, Any]) -> bool:
+    """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        same, later = known["cluster"] == job["cluster"], known["restarts"] < job["restarts"]
+        return bool(known == job or (same and later and known["submitted"] <= (job["submitted"] or math.inf)))
+    return False
+
+
+def spending(starts: list[Record], status: Mapping[str, Any]) -> list[Seconds]:
+    """Where the seconds of each of ``starts``, those of ``environment.json``, went, and what was waited before it.
+
+    Of the newest one ``status`` says it. A start's training is shared out by steps: those beyond the step from which a
+    later start went on were done again.
+    """
+    found, ended = [], None
+    for i, start in enumerate(starts):
+        newest = status.get("attempt") in (start.get("attempt"), None) and i + 1 == len(starts)
+        said = status.get("seconds", {}) if newest else start.get("seconds", {})
+        seconds: Record = {kind: said[kind] for kind in Seconds.__annotations__ if kind in said}
+        began, reached = start.get("step", 0), status.get("step", 0) if newest else start.get("reached", 0)
+        kept = max(began, min([reached, *(later["step"] for later in starts[i + 1 :] if "step" in later)]))
+        row = dict(seconds)
+        if seconds and "began" in start:
+            trained = seconds.get("training", 0.0)
+            row["repeated"] = trained * (reached - kept) / (reached - began) if reached > began else 0.0
+            row["training"] = trained - row["repeated"]
+            if ended is not None:
+                row["waiting"] = max(0.0, start["began"] - ended)
+            ended = start["began"] + sum(seconds.values())
+        found.append(cast(Seconds, row))
+    return found
+
+
+def in_all(rows: list[Seconds]) -> Seconds:
+    """The sums over all starts."""
+    kinds = [kind for kind in Seconds.__annotations__ if any(kind in row for row in rows)]
+    return cast(Seconds, {kind: round(sum(cast(Record, row).get(kind, 0.0) for row in rows), 3) for kind in kinds})
 
 
 def require_run(path: Path) -> None:

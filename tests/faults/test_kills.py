@@ -7,6 +7,8 @@ import json
 import pytest
 from jobs import status
 
+from job.runs import reader
+
 KILLED = [-9]
 
 INSTANTS_OF_A_SAVE = [
@@ -52,6 +54,11 @@ def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, u
     job = start()
     assert job.wait() == [0]
     assert job.output.count("the code in job/ is not that of the last start (commit") == 1
+    run = reader.read(tmp_path / "run")
+    known, spent, last = run.environment["attempts"], run.spent, (run.path / "status.json").stat().st_mtime
+    assert sum(spent.values()) == pytest.approx(last - known[0]["began"], abs=1.0), "each second is in one place"
+    assert min(spent["training"], spent["repeated"], spent["startup"], spent["waiting"]) > 0
+    assert run.status["seconds_in_all"] == spent
     same(tmp_path / "run", undisturbed())
 
 
