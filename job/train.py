@@ -133,6 +133,7 @@ def _train(
             tracks.result(result, trainer.progress.step)
             _show(result, console, directory.path)
             directory.completed()
+            _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
@@ -197,6 +198,16 @@ def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, c
     _show(result, console, path)
     if "log.txt" in lacking:
         directory.completed()
+        _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
+
+
+def _tell(settings: Config, directory: RunDirectory, console: Console, state: str, how: str) -> None:
+    """Tell who waits for the run in ``directory`` that this start of it ended."""
+    from job.display import notify
+
+    message = {"text": f"{directory.path.name}: {state}, {how}", "run": str(directory.path), "state": state}
+    if problem := notify.tell(settings.run.notify, message):
+        console.warn(problem)
 
 
 def _ended(
@@ -206,12 +217,15 @@ def _ended(
     if isinstance(error, UserError):
         if directory is not None:
             directory.failed(str(error))
+            _tell(settings, directory, console, "failed", str(error))
         raise error
     if isinstance(error, StoppedEarlyError):
         if directory is not None:
             directory.stopped(str(error))
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         group.close()
+        if directory is not None:
+            _tell(settings, directory, console, "stopped", f"by {error}, and saved")
         return PREEMPTED
     message = ending.reason(error, group, settings.train.batch_size)
     if ending.lost_contact(error):
@@ -222,6 +236,7 @@ def _ended(
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
+        _tell(settings, directory, console, "failed", message)
     if group.is_rank_zero:
         ending.complain(message)
     return FAILED
