@@ -191,8 +191,11 @@ def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, c
     if lacking:
         console.say(f"the run is finished; what is missing is written: {', '.join(lacking)}")
     if "model.safetensors" in lacking:
-        model, _ = restored.restore(path, settings, tuple(row["name"] for row in result["classes"]))
-        files.save_weights(path / "model.safetensors", model.state_dict())
+        try:
+            model, _ = restored.restore(path, settings, tuple(row["name"] for row in result["classes"]))
+            files.save_weights(path / "model.safetensors", model.state_dict())
+        except (UserError, OSError) as error:  # its checkpoints may be gone as well
+            console.warn(f"no model.safetensors ({first_line(error)})")
     if {"report.html", "figures"} & set(lacking):
         _report(directory, console)
     _show(result, console, path)

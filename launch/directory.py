@@ -45,6 +45,9 @@ def claim(run: Path, allocation: Allocation, *, anew: bool = False) -> Path:
     identity = {key: getattr(allocation, key) for key in ("cluster", "job", "submitted", "restarts")}
     try:
         _memory(run, allocation).parent.mkdir(parents=True, exist_ok=True)
+        if anew:
+            with contextlib.suppress(FileNotFoundError):
+                (run / "slurm" / "requeues.json").unlink()
         with open(_memory(run, allocation), "w" if anew else "x", encoding="utf-8") as file:
             file.write(json.dumps(identity) + "\n")
     except FileExistsError:
