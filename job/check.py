@@ -123,6 +123,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     _look(checks, "processes", lambda: _processes(settings, shape))
     load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
+    for note in dataset.notes if dataset else ():
+        checks.append(Check("data", "note", note))
     classes = len(dataset.classes) if dataset else 10
     model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))
     if dataset is not None:

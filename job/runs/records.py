@@ -91,7 +91,7 @@ class Confusion(TypedDict):
 
 
 class Origin(TypedDict):
-    """What an evaluation is of. The last four stand in that of a finished run."""
+    """What an evaluation is of. The last five stand in that of a finished run."""
 
     world_size: int
     checkpoint: str | None
@@ -102,6 +102,8 @@ class Origin(TypedDict):
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
+    notes: NotRequired[list[str]]
+    """what of the splits makes the numbers mean less than they seem to"""
 
 
 class Matrix(TypedDict):

@@ -104,7 +104,7 @@ class Trainer:
             while self.progress.epoch <= self.settings.train.epochs:
                 self._train_epoch()
                 self._validate()
-            predictions = self._predict("test")
+            predictions = self._predict(self.dataset.final)
             self._save(final=True)
             return predictions
         finally:
