@@ -251,7 +251,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Undo ``optimizer_tensors``, onto the parameters' devices. Raises UserError for those of anything else."""
     order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     keys = ("momentum_buffer",) if "momentum" in optimizer.defaults else ("step", "exp_avg", "exp_avg_sq")
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     wanted = {f"{name}/{key}": () if key == "step" else shape for name, shape in shapes.items() for key in keys}

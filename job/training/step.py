@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from job.config.settings import Config
 from job.data.batches import Batches, Part, address
 from job.distributed.group import Group
+from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.exchange import Exchange
@@ -32,8 +33,8 @@ class Step:
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
         # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
-        self._parameters = list(model.parameters())
-        self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        self._parameters = optimizers.trained(model)
+        self._norms = frozen.normalised(model)
         if settings.runtime.compile == "default":
             model.compile()
         self._wrapped: Any = model
@@ -63,9 +64,8 @@ class Step:
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
-            if self._random:
-                piece = self.group.rank * len(parts) + i
-                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout
+            piece = self.group.rank * len(parts) + i
+            torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
@@ -80,8 +80,13 @@ class Step:
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
         images, labels = self.batches.fetch(part.rows)
+        alone = self._norms if len(part.rows) == 1 else []  # one image has no statistics: those that are known must do
+        for norm in alone:
+            norm.eval()
         with self.group.accelerator.autocast():
             logits = self._wrapped(images)
+        for norm in alone:
+            norm.train()
         smoothing = self.settings.train.label_smoothing
         loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.

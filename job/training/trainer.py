@@ -22,7 +22,7 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
 from job.evaluation.predictions import Predictions, predict
-from job.models import registry, weights
+from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import State
@@ -75,9 +75,9 @@ class Trainer:
         self.saving = Saving(settings, group, self.preemption, self.console, self.directory)
         saved = group.guarded(lambda: self.saving.load(dataset.fingerprint), on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
-        self.model, said = _network(settings, dataset, group, saved, begins=state is None)
+        self.model, self.loaded, chosen = _network(settings, dataset, group, saved, begins=state is None)
         choices = choose(settings, self.model, dataset, group)
-        self.how = f"{', '.join(said)}, {choices}"
+        self.how = f"{', '.join(chosen)}, {choices}"
         at_hand = to_device(dataset, group.device) if choices.images_on_device else dataset
         share = {"rank": group.rank, "world_size": group.world_size}
         self.batches = {
@@ -114,7 +114,7 @@ class Trainer:
         settings, progress = self.settings.train, self.progress
         images, size = len(self.dataset.train), settings.batch_size
         self._last_line = time.monotonic()
-        self.model.train()
+        frozen.train(self.model)
         pieces = self.settings.parts(self.group.world_size)
         batches = self.batches["train"].training(
             seed=settings.seed, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
@@ -248,18 +248,17 @@ class Trainer:
 
 def _network(
     settings: Config, dataset: Dataset, group: Group, saved: State | None, *, begins: bool
-) -> tuple[nn.Module, list[str]]:
-    """The network on this rank's device in the form that is fastest there, and what was chosen for it.
+) -> tuple[nn.Module, list[str], list[str]]:
+    """The network on this rank's device, which weights were loaded, and the form chosen, which is fastest there.
 
     Rank zero has the right weights: those of the state ``saved``, or, where a run ``begins``, those before training.
     """
     size, classes = dataset.image_size, len(dataset.classes)
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-    said: list[str] = []
-    if begins:
-        load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
-        said += group.guarded(load, on=group.is_rank_zero) or []
-    said += form.fast(model, settings, image_size=size, device=group.device)
+    load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
+    loaded = group.guarded(load, on=group.is_rank_zero and begins) or []
+    chosen = form.fast(model, settings, image_size=size, device=group.device)
     if saved is not None:
         weights.load(model, saved.model, name="the checkpoint's weights")
-    return model.to(group.device), said
+    frozen.freeze(model, settings)
+    return model.to(group.device), loaded, chosen
