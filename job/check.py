@@ -35,6 +35,7 @@ from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
 from job.runs.directory import choose
+from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     classes = len(dataset.classes) if dataset else 10
     found = _look(checks, "model", lambda: _model(settings, shape, classes), operator.itemgetter(1))
     if dataset is not None:
-        _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
+        _look(checks, "plan", lambda: _plan(settings, len(dataset.train), len(dataset.validation)))
     if found is not None:
         model = found[0]
         size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
@@ -200,7 +201,8 @@ def _model(settings: Config, shape: Shape, classes: int) -> tuple[nn.Module, str
     return model, f"{settings.model.name}, {registry.described(model)}, {', '.join(loaded) or 'random weights'}"
 
 
-def _plan(settings: Config, images: int) -> str:
+def _plan(settings: Config, images: int, validation: int) -> str:
+    require_validation(settings, validation)
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)
     peak = settings.optimizer.learning_rate

@@ -152,7 +152,10 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         world_size=trainer.group.world_size,
         checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
+        epochs_trained=trainer.progress.epoch - 1,
+        weights=trainer.settings.run.weights,
         best_validation=trainer.progress.best,
+        last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
     )

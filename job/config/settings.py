@@ -78,6 +78,13 @@ class Train:
     in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an image's loss counts images / (classes x images of its class), 1 on average over the training set"""
+    ema: float | None = number(None, 0.5, 1.0)
+    """share, such as 0.999, that an average of the weights keeps at each step, less in the first steps; that average is
+    evaluated and written in place of the weights themselves; null: none"""
+    patience: int | None = number(None, 1, MANY)
+    """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -162,6 +169,8 @@ class Run:
     """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
     log_every: int = number(50, 1, 10**9)
     """optimizer steps between training lines in metrics.jsonl"""
+    weights: Literal["last", "best"] = field(default="last", metadata={"may_change": False, "no_recipe": False})
+    """which are tested and written: of the last epoch, or of the one with the best validation accuracy"""
     max_minutes: float | None = number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
 

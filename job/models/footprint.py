@@ -32,10 +32,11 @@ def require_room(path: Path, settings: Config, model: nn.Module) -> None:
 
 
 def checkpoint_bytes(settings: Config, model: nn.Module) -> int:
-    """Size of one checkpoint: fp32 weights, buffers and the optimizer's tensors."""
+    """Size of one checkpoint: fp32 weights, buffers, the optimizer's tensors, and copies of weights that are kept."""
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    size: int = weights + OPTIMIZER_TENSORS[settings.optimizer.name] * trained
+    size: int = (1 + (settings.run.weights == "best")) * weights
+    size += (OPTIMIZER_TENSORS[settings.optimizer.name] + (settings.train.ema is not None)) * trained
     return size
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +25,19 @@ from job.training.graphs import Graphs, Warn
 class Step:
     """Takes one optimizer step after the other on this rank. ``model`` has rank zero's weights from here on.
 
-    ``warn`` hears when CUDA graphs were chosen and cannot be recorded.
+    ``class_weights`` [classes]: what an image's loss counts. ``warn`` hears when CUDA graphs were chosen and cannot be
+    recorded.
     """
 
     def __init__(
-        self, settings: Config, model: nn.Module, batches: Batches, group: Group, choices: Choices, warn: Warn
+        self,
+        settings: Config,
+        model: nn.Module,
+        batches: Batches,
+        group: Group,
+        choices: Choices,
+        warn: Warn,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.settings, self.model, self.batches, self.group = settings, model, batches, group
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
@@ -35,6 +45,7 @@ class Step:
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = optimizers.trained(model)
         self._norms = frozen.normalised(model)
+        self._class_weights = None if class_weights is None else class_weights.to(group.device)
         if settings.runtime.compile == "default":
             model.compile()
         self._wrapped: Any = model
@@ -79,16 +90,18 @@ class Step:
 
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
+        if len(part.rows) == 1 and self._norms:  # one image has no variance
+            with _without_trace(self._norms):
+                return self.gradient(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2))
         images, labels = self.batches.fetch(part.rows)
-        alone = self._norms if len(part.rows) == 1 else []  # one image has no statistics: those that are known must do
-        for norm in alone:
-            norm.eval()
         with self.group.accelerator.autocast():
             logits = self._wrapped(images)
-        for norm in alone:
-            norm.train()
         smoothing = self.settings.train.label_smoothing
-        loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        if self._class_weights is None:
+            loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        else:
+            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+            loss = part.weight * (self._class_weights[labels] @ losses)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
@@ -119,3 +132,24 @@ class Step:
             self.optimizer.zero_grad()
         for buffer, before in buffers:
             buffer.copy_(before)
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """For each class in ``labels`` [n] images / (classes x its images): float32 [classes], 1 on average over images.
+
+    A batch's sum is divided by its images, and not by their weights as ``F.cross_entropy`` would: the mean over batches
+    is then that over the set, whatever the batches are.
+    """
+    images = labels.bincount()
+    return (len(labels) / (images.count_nonzero() * images.clamp(min=1))).float()
+
+
+@contextlib.contextmanager
+def _without_trace(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Let what ``norms`` see within leave their running statistics as they are."""
+    momenta: list[Any] = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # type: ignore[assignment]
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
