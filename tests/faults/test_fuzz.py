@@ -253,7 +253,7 @@ def packed(folder: Path, form: str, members: list[tuple[str, str]]) -> Path:
             for name, kind in members:
                 info = zipfile.ZipInfo(name.encode("utf-8", "replace").decode() + "/" * (kind == "dir"))
                 info.external_attr = {"link": 0o120777, "pipe": 0o010644}.get(kind, 0) << 16
-                with pytest.warns() if name in archive.namelist() else contextlib.nullcontext():
+                with pytest.warns() if info.filename in archive.namelist() else contextlib.nullcontext():
                     archive.writestr(info, contents.get(kind, b""))
         return target
     types = {"dir": tarfile.DIRTYPE, "link": tarfile.SYMTYPE, "outside": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE}
