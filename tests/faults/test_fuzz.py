@@ -107,6 +107,8 @@ def _said_otherwise(content: bytes, share: float, text: bytes | None) -> bytes:
         line = int(share * (len(lines) - 1))
         lines[line] = _said_otherwise(lines[line], share * len(lines) % 1, text)
         return b"\n".join([*lines, b""])
+    if b"&" in content:  # what was put in before contains itself, or stands for more than any memory holds
+        return content
     tree = yaml.safe_load(content.decode())
     places: list[tuple[Any, Any]] = [([tree], 0)]
     for node, key in places:
