@@ -194,6 +194,16 @@ def fuzzed(few: int, of_hundred: int) -> settings:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def bounded() -> Iterator[None]:
+    """What grows without end ends with an error, and not the machine."""
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 4 * GROWTH, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def home() -> Iterator[Path]:
     """Where a case may write: home and working directory."""
     before = Path.cwd()
