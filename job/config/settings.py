@@ -201,10 +201,10 @@ class Config:
             section = getattr(self, part.name)
             for f in dataclasses.fields(section):
                 value, fits = getattr(section, f.name), f.metadata.get("fits")
+                if value is None and "None" not in str(f.type):  # the library takes it for "not given"
+                    raise UserError(f"{part.name}.{f.name}=null", "needs a value")
                 if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(
-                        f"{part.name}.{f.name}={value!s:.200}".replace("\0", "\\0"), f"must be {f.metadata['allowed']}"
-                    )
+                    raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
