@@ -59,13 +59,17 @@ def main(argv: list[str]) -> int:
     source = group.from_rank_zero(source)
     model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
-    predictions = predict(model, batches, part.labels[part.indices], group)
+    predictions = predict(model, batches, part.labels[part.indices], group, classes=len(dataset.classes))
     assert predictions is not None
     origin = Origin(world_size=group.world_size, checkpoint=source, data=dataset.fingerprint)
-    result = metrics.report(predictions, dataset.classes, split=split, **origin)
-    console.result(result)
     path = run / f"evaluation-{split}.json"
-    group.guarded(lambda: _write(path, json.dumps(result, indent=1) + "\n"), on=group.is_rank_zero)
+
+    def finish() -> None:
+        result = metrics.report(predictions, dataset.classes, split=split, **origin)
+        console.result(result)
+        _write(path, json.dumps(result, indent=1) + "\n")
+
+    group.guarded(finish, on=group.is_rank_zero)
     console.say(f"wrote {path}")
     group.close()
     return 0

@@ -104,7 +104,7 @@ class Trainer:
             while self.progress.epoch <= self.settings.train.epochs:
                 self._train_epoch()
                 self._validate()
-            predictions = self._predict("test")
+            predictions = self._predict("test", classes=len(self.dataset.classes))
             self._save(final=True)
             return predictions
         finally:
@@ -207,13 +207,15 @@ class Trainer:
         self.console.say(words)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
 
-    def _predict(self, split: str) -> Predictions:
+    def _predict(self, split: str, *, classes: int = 0) -> Predictions:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         labels = part.labels[part.indices]
-        predictions = predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
+        predictions = predict(
+            self.model, self.batches[split], labels, self.group, self.preemption.tick, classes=classes
+        )
         if predictions is None:
             self._stop()
         return predictions

@@ -77,7 +77,7 @@ def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skil
     offsets = torch.randint(1, max(len(classes), 2), (images,), generator=draw)
     predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
     confidence = torch.rand(images, generator=draw)
-    predictions = Predictions(predicted, confidence, torch.ones(images), labels)
+    predictions = Predictions(predicted, confidence, torch.ones(images), labels, places=wrong.long())
     pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     predictions.save(path)
