@@ -104,6 +104,8 @@ class Origin(TypedDict):
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
+    root: NotRequired[str]
+    """where the images lie that job/evaluate.py was given, where they are not the run's own"""
 
 
 class Matrix(TypedDict):
@@ -116,7 +118,7 @@ class Matrix(TypedDict):
 
 
 class Evaluation(Origin, Matrix):
-    """``evaluation.json``, and ``evaluation-<split>.json`` of job/evaluate.py."""
+    """``evaluation.json``, and ``evaluation-<split>.json`` and ``evaluation-of-<data>.json`` of job/evaluate.py."""
 
     split: str
     images: int

@@ -213,7 +213,7 @@ def test_in_onnx_the_program_gives_the_evaluations_probabilities(run: Path, pict
 
 def test_the_weights_of_a_run_are_not_written_once_more_nor_what_vgg_repeats(tmp_path: Path) -> None:
     """At 32 pixels the first fully connected layer of VGG has 49 equal parts: 411 of its 537 MB."""
-    settings = Config(model=Model("vgg16"), data=Data(source="shapes10"))
+    settings = Config(model=Model(name="vgg16"), data=Data(source="shapes10"))
     network = registry.build(settings.model, classes=3, image_size=32, seed=1)
     kept = tmp_path / "model.safetensors"
     files.save_weights(kept, network.state_dict())

@@ -164,6 +164,29 @@ def test_every_number_of_an_evaluation_is_the_same_to_the_bit_on_any_number_of_p
     assert 0.3 < found[0]["auc"] < 0.7  # it has learnt nothing
 
 
+def test_evaluate_takes_other_labelled_images_by_the_names_of_their_classes_and_leaves_the_result_alone(
+    runs: dict[int, Path], pictures: Path, tmp_path: Path
+) -> None:
+    run, others = runs[2], tmp_path / "some of them.v2"
+    for split in ("train", "test"):  # green is not there, and red has another place
+        for name in ("red", "blue"):
+            shutil.copytree(pictures / "test" / name, others / split / name)
+    first = read(run / "evaluation.json")
+    done = run_job("evaluate.py", "--run", run, "--data.root", others, processes=2)
+    assert done.returncode == 0, done.stderr
+    (path,) = run.glob("evaluation-of-some_of_them-????????.json")
+    assert "its test split's 69 images, of 2 of the run's 3 classes, none of green" in done.stdout
+    assert f"wrote {path}" in done.stdout.replace("\n", "")
+    found = read(path)
+    assert found["confusion_matrix"] == [first["confusion_matrix"][0], [0, 0, 0], first["confusion_matrix"][2]]
+    assert (found["images"], found["root"]) == (69, str(others))
+    assert read(run / "evaluation.json") == first
+    for split in ("train", "test"):
+        (others / split / "blue").rename(others / split / "violet")
+    strange = run_job("evaluate.py", "--run", run, "--data.root", others)
+    assert "has classes that the run was not trained on: violet: " in the_error(strange)
+
+
 def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[int, Path]) -> None:
     hidden = runs[3] / "model.safetensors"
     hidden.rename(runs[3] / "away")
