@@ -8,6 +8,14 @@ Ways to run it:
   sbatch slurm/simple_cnn.sh [...]
   python job/train.py --check [--nodes N] [--gpus-per-node M] [...]      # everything short of training
 Run it again with the same run directory, on any number of processes, and it continues where it stopped.
+
+Its own options:
+  --config FILE         settings to begin with (default: configs/simple_cnn.yaml); --key.sub value behind it wins
+  --run.dir DIR         where everything is written, and what is continued (default: a new one in runs/)
+  --check               look at data, weights, memory and disk, and train nothing; with it
+    --nodes N, --gpus-per-node M    the shape that a job on a cluster will have
+  --print_config        print all settings as they would be used, as a file for --config
+The settings follow, by section.
 """
 
 from __future__ import annotations

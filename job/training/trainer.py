@@ -227,7 +227,7 @@ class Trainer:
 
     def _predict(self, split: str, *, final: bool = False) -> Predictions:
         with self.evaluated.in_place(final=final):
-            predictions = self._predictions(split)
+            predictions = self._predictions(split, classes=len(self.dataset.classes) if final else 0)
         if predictions is None:
             self._stop()
         names, said = self.dataset.classes, predictions.predicted.unique().tolist()
@@ -236,13 +236,14 @@ class Trainer:
             self.console.warn(f"every {split} image is called {names[said[0]]}: {mend}")
         return predictions
 
-    def _predictions(self, split: str) -> Predictions | None:
+    def _predictions(self, split: str, *, classes: int) -> Predictions | None:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         labels = part.labels[part.indices]
-        return predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
+        batches, tick = self.batches[split], self.preemption.tick
+        return predict(self.model, batches, labels, self.group, tick, classes=classes)
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()
