@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from job.config import command_line
 from job.config.errors import UserError
+from job.config.yaml_text import load_yaml
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -216,7 +216,7 @@ def asked() -> Asked:
         path = options.config_file or (_default_file() if world_size() > 1 else None)
         file: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, UserError):
-            file = command_line.load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
+            file = load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
         cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
         processes = options.num_processes or file.get("num_processes")
         by = "--num_processes" if options.num_processes else str(path or "")

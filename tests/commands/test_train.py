@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from job.config import command_line
 from job.config.settings import Data, Model
+from job.config.yaml_text import load_yaml
 from job.data import datasets
 from job.data.batches import epoch_order
 from job.models import registry
@@ -97,9 +98,7 @@ def test_the_run_directory_holds_what_scripts_read(runs: dict[int, Path]) -> Non
     assert torch.equal(predicted, said["predicted"])
     own = said["probabilities"].gather(1, said["labels"][:, None])
     assert read(run / "evaluation.json")["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-5)
-    settings = command_line.from_dict(
-        command_line.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml"
-    )
+    settings = command_line.from_dict(load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml")
     assert settings.train.batch_size == BATCH
     assert registry.count_parameters(registry.SimpleCNN(3)) == sum(
         t.numel() for t in load_file(run / "model.safetensors").values()
