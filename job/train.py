@@ -100,13 +100,13 @@ def _train(
     group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
-        console.say(f"run directory {directory.path}, attempt {directory.attempt}")
-    console.say(environment.in_words(processes))
+        console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
+    console.say(environment.in_words(processes), label="devices")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
-    console.say(str(dataset))
+    console.say(str(dataset), label="data")
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
@@ -119,14 +119,14 @@ def _train(
         end_time=launcher.end_time(),
         maximum=group.maximum if group.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer))
-    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""))
+    console.say(_describe_plan(trainer), label="plan")
+    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""), label="how")
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
         startup.mark("trackers")
-        console.say(f"ready after {startup.summary()}")
+        console.say(f"ready after {startup.summary()}", label="start-up")
         predictions = trainer.run()
         result = group.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
@@ -174,10 +174,12 @@ def _report(directory: RunDirectory, console: Console) -> None:
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
+    from job.display.text import listed
+
     console.result(result)
-    for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
-        if (path / name).exists():
-            console.say(f"wrote {path / name}")
+    names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
+    there = listed([name for name in names if (path / name).exists()])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
 
 
 def _ended(

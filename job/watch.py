@@ -15,6 +15,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
 
 import time
 from collections.abc import Iterator
+from typing import cast
 
 from rich.console import Console as RichConsole
 from rich.console import Group
@@ -26,10 +27,11 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console, plain_text
-from job.display.text import decimals, duration, percent
+from job.display.text import decimals, duration, epoch_words, percent
 from job.distributed import ending
 from job.runs import reader
 from job.runs.reader import Run, number
+from job.runs.records import ValidationLine
 
 EVERY = 2.0
 """seconds between looks"""
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
         for run in looks(options.run):
             epochs = run.lines("validation")
             for line in epochs[shown:]:
-                console.say(epoch_line(run, line))
+                console.say(epoch_words(cast(ValidationLine, line), run.setting("train.epochs", 0)))
             shown = len(epochs)  # fewer than before when a resumed run does some again
             if run.state != state:
                 state = run.state
@@ -138,15 +140,6 @@ def where(run: Run) -> str:
     if len(run.attempts) > 1:
         words.append(f"start {len(run.attempts)}")
     return ", ".join(words)
-
-
-def epoch_line(run: Run, line: reader.Record) -> str:
-    """One finished epoch in words."""
-    return (
-        f"epoch {line['epoch']}/{run.setting('train.epochs')}  step {line['step']:,}  "
-        f"train loss {decimals(line.get('train_loss'))}  validation loss {decimals(line.get('loss'))}  "
-        f"accuracy {percent(line.get('accuracy'), 2)}"
-    )
 
 
 def newest(path: Path) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from job.config.errors import printable
-from job.runs.records import ClassRow, Confusion, Evaluation
+from job.runs.records import ClassRow, Confusion, Evaluation, ValidationLine
 
 NOTHING = "-"
 """in place of a number that there is not; every terminal has it"""
@@ -79,3 +80,23 @@ def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
 def mistake(confusion: Confusion) -> str:
     """One of the ``top_confusions`` of ``evaluation.json``, such as "cat taken for dog"."""
     return f"{shortened(confusion['true'])} taken for {shortened(confusion['predicted'])}"
+
+
+def epoch_words(line: ValidationLine, epochs: int) -> str:
+    """A finished epoch, such as "epoch 1/10  step 125  train loss 1.7928  validation loss 1.3596  accuracy 50.78%"."""
+    words = f"epoch {line['epoch']}/{epochs}  step {line['step']:,}  train loss {decimals(line.get('train_loss'))}"
+    if "accuracy" not in line:
+        return words
+    return f"{words}  validation loss {decimals(line.get('loss'))}  accuracy {percent(line['accuracy'], 2)}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A curve in one line of at most ``width`` letters, from the lowest, ▁, to the highest, █; what is not finite is
+    left out."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return ""
+    ends = [len(finite) * i // width for i in range(width + 1)] if len(finite) > width else range(len(finite) + 1)
+    means = [sum(finite[i:j]) / (j - i) for i, j in itertools.pairwise(ends)]
+    low, high = min(means), max(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / ((high - low) or 1))] for mean in means)
