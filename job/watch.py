@@ -112,7 +112,10 @@ def is_over(run: Run) -> bool:
 def overview(folder: Path, runs: list[Run], problems: list[str]) -> Group:
     """A line for each run below ``folder``: how far it is, and how good."""
     head = ("run", "state", "of its steps", "loss", "accuracy", "images/s", "left")
-    columns = (Column(name, justify="right" if i > 1 else "left", no_wrap=i > 0, overflow="fold") for i, name in enumerate(head))
+    columns = (
+        Column(name, justify="right" if i > 1 else "left", no_wrap=i > 0, overflow="fold")
+        for i, name in enumerate(head)
+    )
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for run in runs:
         (taken, total), rate = steps(run), run.images_per_second

@@ -113,7 +113,7 @@ class Console:
         bar = "━─" if self._screen.encoding.startswith("utf") else "#-"
         self.show(lambda width: class_table(result, width, bar))
         mistakes = [f"{mistake(confusion)} ({confusion['images']})" for confusion in result["top_confusions"][:5]]
-        self.say(f"hardest: {', '.join(hardest_named(result))}")
+        self.say(f"hardest: {', '.join(hardest_named(result)) or 'none'}")
         self.say(f"most confused: {', '.join(mistakes) or 'none'}")
 
     @contextlib.contextmanager

@@ -72,8 +72,8 @@ def hardest(result: Evaluation) -> list[ClassRow]:
 
 
 def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
-    """The hardest classes that have images, such as "cat (31.2%)"."""
-    rows = [row for row in hardest(result) if row["accuracy"] is not None][:most]
+    """The hardest classes of which an image was mistaken, such as "cat (31.2%)"."""
+    rows = [row for row in hardest(result) if (row["accuracy"] or 0) < 1 and row["images"]][:most]
     return [f"{shortened(row['name'])} ({percent(row['accuracy'])})" for row in rows]
 
 
@@ -91,12 +91,15 @@ def epoch_words(line: ValidationLine, epochs: int) -> str:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """A curve in one line of at most ``width`` letters, from the lowest, ▁, to the highest, █; what is not finite is
-    left out."""
+    """A curve in one line of at most ``width`` letters, from ▁ to █."""
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * height)] for height in heights(values, width))
+
+
+def heights(values: Sequence[float], most: int) -> list[float]:
+    """Finite ``values``, averaged to ``most`` at most, between 0 for the lowest and 1 for the highest."""
     finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return ""
-    ends = [len(finite) * i // width for i in range(width + 1)] if len(finite) > width else range(len(finite) + 1)
-    means = [sum(finite[i:j]) / (j - i) for i, j in itertools.pairwise(ends)]
-    low, high = min(means), max(means)
-    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / ((high - low) or 1))] for mean in means)
+    parts = min(len(finite), most)
+    ends = [len(finite) * i // parts for i in range(parts + 1)] if parts else []
+    means = [math.fsum(finite[i:j]) / (j - i) for i, j in itertools.pairwise(ends)]
+    low, high = min(means, default=0), max(means, default=0)
+    return [(mean - low) / ((high - low) or 1) for mean in means]
