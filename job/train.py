@@ -29,7 +29,7 @@ import time
 from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.settings import Config
+from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
 from job.runs.directory import RunDirectory, choose, leave_failure
@@ -166,9 +166,12 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 def _report(directory: RunDirectory, console: Console) -> None:
     """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
     try:
-        from job.display import run_page
+        from job.display import index_page, run_page
 
         run_page.write(directory.path)
+        runs = directory.path.parent
+        if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
+            index_page.write(runs)
     except Exception as error:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 

@@ -16,6 +16,7 @@ from support import run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
+from job import report
 from job.data.cifar10 import CLASSES as CIFAR10
 from job.display import run_page
 from job.runs import reader
@@ -258,6 +259,39 @@ return [...document.querySelectorAll('body *')]
     return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 80)]; })
   .filter(([ratio]) => ratio < 4.5);
 """
+
+
+def test_the_index_sorts_without_a_script_links_reports_and_shows_curves_and_what_it_left_out(
+    window: Browser, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for name, skill in (("a b", 0.5), ("sweep/arm/seed-1", 0.9), ("c<d", 0.7)):
+        run_directories.write(runs / name, skill=skill)
+    run_page.write(runs / "a b")
+    run_directories.write(runs / "begun", finished=False)
+    (run_directories.write(runs / "damaged") / "evaluation.json").write_text("{")
+    assert report.main([str(runs)]) == 0
+    parsed(runs / "index.html")
+    window.open(runs / "index.html", width=400)
+    assert window.complaints() == []
+    assert window.run("return document.documentElement.scrollWidth") == 400
+    assert "damaged/evaluation.json" in window.run("return document.querySelector('header').innerText")
+    seen = """return [...document.querySelectorAll('.runs tbody tr')]
+      .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
+      .map(row => row.querySelector('th').innerText)"""
+    accurate = "document.getElementById('order1').click()"
+    assert window.run(f"{accurate}; {seen}")[:2] == ["sweep/arm/seed-1", "c<d"]
+    assert window.run(f"document.getElementById('order2').click(); {seen}")[0] == "a b"
+    assert window.run("return document.querySelector('.runs a').href") == (runs / "a b" / "report.html").as_uri()
+    assert window.run("return document.querySelectorAll('.runs polyline').length") == 4
+
+
+def test_mistakes_can_be_looked_at_class_by_class(window: Browser, page: Callable[[str], Path]) -> None:
+    window.open(page("cifar10"), width=1000)
+    shown = "return [...document.querySelectorAll('#mistakes li')].filter(li => li.offsetParent).length"
+    every = window.run(shown)
+    window.run("document.querySelectorAll('#mistakes input')[1].click()")
+    assert 0 < window.run(shown) < every
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
