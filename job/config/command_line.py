@@ -47,7 +47,8 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
     Raises UserError for every mistake; ``--help`` and ``--print_config`` print and exit with status 0.
     """
     argv = list(argv)
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    named = any(word == "--config" or word.startswith("--config=") for word in argv)
+    if not named and DEFAULT_CONFIG.exists():  # an installed package has none: its defaults are the same
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
     parts = _parts(argv)
     parser = _parser()

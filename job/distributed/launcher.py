@@ -126,6 +126,15 @@ def under_slurm() -> bool:
     return bool(os.environ.get("SLURM_JOB_ID"))
 
 
+def started_by() -> str:
+    """What started this process: "slurm", "torchrun", "accelerate" or "python"."""
+    if under_slurm():
+        return "slurm"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "python"
+    return "accelerate" if any(name.startswith("ACCELERATE_") for name in os.environ) else "torchrun"
+
+
 def slurm_start() -> dict[str, Any]:
     """Which Slurm job this is, and how often it was requeued."""
     return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": _whole("SLURM_RESTART_COUNT") or 0}

@@ -28,6 +28,8 @@ _OWN = re.compile(
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")
+DEEPEST = 4
+"""folders between a folder and the runs that are looked for below it"""
 _TRACKERS = ("tensorboard", "wandb")
 """folders whose content is not ours"""
 
@@ -145,6 +147,31 @@ def read(path: Path) -> Run:
         evaluation(path),
         read_json(path / "status.json", Status) or {},
     )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run directories below ``folder``, links not followed, in the order of their names."""
+    if (folder / "config.yaml").exists():
+        return []  # one itself
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "config.yaml" in files:
+            found.append(Path(place))
+        if "config.yaml" in files or len(Path(place).relative_to(folder).parts) >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return sorted(found)
+
+
+def read_below(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs below ``folder``, and what is wrong with those that cannot be read."""
+    runs, problems = [], []
+    for path in runs_below(folder):
+        try:
+            runs.append(read(path))
+        except UserError as error:
+            problems.append(first_line(error))
+    return runs, problems
 
 
 def require_run(path: Path) -> None:
