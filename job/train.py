@@ -36,7 +36,7 @@ if __name__ == "__main__" and "--check" not in sys.argv:  # what comes before th
 from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.settings import Config
+from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
 from job.runs.directory import RunDirectory, choose
@@ -109,14 +109,14 @@ def _train(
     group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
-        console.say(f"run directory {directory.path}, attempt {directory.attempt}")
-    console.say(environment.in_words(processes))
+        console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
+    console.say(environment.in_words(processes), label="devices")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     disk = launcher.node_disk()
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
-    console.say(str(dataset))
+    console.say(str(dataset), label="data")
     for note in dataset.notes:
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
@@ -131,14 +131,14 @@ def _train(
         end_time=lambda: launcher.end_time(directory.path if directory else None),
         maximum=group.maximum if group.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer))
-    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""))
+    console.say(_describe_plan(trainer), label="plan")
+    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""), label="how")
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
         startup.mark("trackers")
-        console.say(f"ready after {startup.summary()}")
+        console.say(f"ready after {startup.summary()}", label="start-up")
         predictions = trainer.run()
         result = group.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
@@ -184,18 +184,23 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 def _report(directory: RunDirectory, console: Console) -> None:
     """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
     try:
-        from job.display import run_page
+        from job.display import index_page, run_page
 
         run_page.write(directory.path)
+        runs = directory.path.parent
+        if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
+            index_page.write(runs)
     except Exception as error:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
+    from job.display.text import listed
+
     console.result(result)
-    for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
-        if (path / name).exists():
-            console.say(f"wrote {path / name}")
+    names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
+    there = listed([name for name in names if (path / name).exists()])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
 
 
 def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:

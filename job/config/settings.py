@@ -14,7 +14,9 @@ from typing import Literal
 from job.config.bounds import MANY, MOST_THREADS, number, path
 from job.config.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_ABOVE = Path(__file__).resolve().parents[2]
+REPOSITORY = _ABOVE if (_ABOVE / "configs").is_dir() else Path.cwd()
+"""the checkout; for a package that was installed without one, the current directory"""
 
 MAY_CHANGE = {"may_change": True}
 """mark of a setting, or of a whole section, that a run may be continued with another value of"""

@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from job.config import command_line
 from job.config.errors import UserError
+from job.config.yaml_text import load_yaml
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -136,9 +136,13 @@ def under_slurm() -> bool:
     return bool(os.environ.get("SLURM_JOB_ID"))
 
 
-def slurm_start() -> dict[str, Any]:
-    """Which Slurm job this is, and how often it was requeued."""
-    return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": _whole("SLURM_RESTART_COUNT") or 0}
+def started_by() -> str:
+    """What started this process: "slurm", "torchrun", "accelerate" or "python"."""
+    if under_slurm():
+        return "slurm"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "python"
+    return "accelerate" if any(name.startswith("ACCELERATE_") for name in os.environ) else "torchrun"
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def asked() -> Asked:
         path = options.config_file or (_default_file() if world_size() > 1 else None)
         file: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, UserError):
-            file = command_line.load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
+            file = load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
         cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
         processes = options.num_processes or file.get("num_processes")
         by = "--num_processes" if options.num_processes else str(path or "")

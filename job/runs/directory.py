@@ -20,9 +20,9 @@ from job.config.errors import NO_LOCKS, UserError
 from job.config.plain import differences, to_yaml
 from job.config.settings import REPOSITORY, Config
 from job.distributed import startup
-from job.runs.environment import other_code
+from job.runs.environment import in_all, is_own, other_code, spending
 from job.runs.files import remove_left_overs, tolerating, write_whole
-from job.runs.reader import checkpoints, configuration, evaluation, in_all, is_own, read_json, require_plain, spending
+from job.runs.reader import checkpoints, configuration, evaluation, read_json, require_plain
 from job.runs.records import Environment, Evaluation, MetricsLine, Status
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -1,21 +1,24 @@
-"""What a start of the job runs on: software, devices, hosts, and the program's own commit."""
+"""What the starts of a run run on, software, devices, hosts and code; whose they are; where their time went."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from job.config.settings import REPOSITORY
 from job.distributed import launcher, startup
+from job.runs.records import Seconds
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
@@ -30,6 +33,8 @@ def of_process(group: Group) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(group.device) if cuda else _cpu_name(),
+        "device_type": group.device.type,
+        "launcher": launcher.started_by(),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -91,6 +96,48 @@ def in_words(processes: list[dict[str, Any]]) -> str:
         f"{len(processes)} process{'es' if len(processes) > 1 else ''} on {hosts} host{'s' if hosts > 1 else ''}: "
         + ", ".join(f"{count} x {name}" for name, count in devices.items())
         + f", {first['threads']} threads each; torch {first['torch']}, accelerate {first['accelerate']}"
+    )
+
+
+def is_own(memory: Path, job: dict[str, Any]) -> bool:
+    """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+        same, later = known["cluster"] == job["cluster"], known["restarts"] < job["restarts"]
+        return bool(known == job or (same and later and known["submitted"] <= (job["submitted"] or math.inf)))
+    return False
+
+
+def spending(starts: list[dict[str, Any]], status: Mapping[str, Any]) -> list[Seconds]:
+    """Where the seconds of each of ``starts``, those of ``environment.json``, went, and what was waited before it.
+
+    Of the newest one ``status`` says it. A start's training is shared out by steps: those beyond the step from which a
+    later start went on were done again.
+    """
+    found, ended = [], None
+    for i, start in enumerate(starts):
+        newest = status.get("attempt") in (start.get("attempt"), None) and i + 1 == len(starts)
+        said = status.get("seconds", {}) if newest else start.get("seconds", {})
+        seconds: dict[str, Any] = {kind: said[kind] for kind in Seconds.__annotations__ if kind in said}
+        began, reached = start.get("step", 0), status.get("step", 0) if newest else start.get("reached", 0)
+        kept = max(began, min([reached, *(later["step"] for later in starts[i + 1 :] if "step" in later)]))
+        row = dict(seconds)
+        if seconds and "began" in start:
+            trained = seconds.get("training", 0.0)
+            row["repeated"] = trained * (reached - kept) / (reached - began) if reached > began else 0.0
+            row["training"] = trained - row["repeated"]
+            if ended is not None:
+                row["waiting"] = max(0.0, start["began"] - ended)
+            ended = start["began"] + sum(seconds.values())
+        found.append(cast(Seconds, row))
+    return found
+
+
+def in_all(rows: list[Seconds]) -> Seconds:
+    """The sums over all starts."""
+    kinds = [kind for kind in Seconds.__annotations__ if any(kind in row for row in rows)]
+    return cast(
+        Seconds, {kind: round(sum(cast(Mapping[str, float], row).get(kind, 0.0) for row in rows), 3) for kind in kinds}
     )
 
 

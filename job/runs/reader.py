@@ -8,14 +8,15 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from job.config import command_line
 from job.config.errors import UserError, first_line
 from job.config.settings import Config
+from job.config.yaml_text import load_yaml
+from job.runs.environment import in_all, spending
 from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
@@ -28,6 +29,8 @@ _OWN = re.compile(
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")
+DEEPEST = 4
+"""folders between a folder and the runs that are looked for below it"""
 _TRACKERS = ("tensorboard", "wandb")
 """folders whose content is not ours"""
 
@@ -157,44 +160,29 @@ def read(path: Path) -> Run:
     )
 
 
-def is_own(memory: Path, job: dict[str, Any]) -> bool:
-    """Whether ``memory`` is of an earlier start of ``job``: Slurm counts them, and takes a requeue for a submission."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(memory.read_text(encoding="utf-8"))
-        same, later = known["cluster"] == job["cluster"], known["restarts"] < job["restarts"]
-        return bool(known == job or (same and later and known["submitted"] <= (job["submitted"] or math.inf)))
-    return False
+def runs_below(folder: Path) -> list[Path]:
+    """The run directories below ``folder``, links not followed, in the order of their names."""
+    if (folder / "config.yaml").exists():
+        return []  # one itself
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "config.yaml" in files:
+            found.append(Path(place))
+        if "config.yaml" in files or len(Path(place).relative_to(folder).parts) >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return sorted(found)
 
 
-def spending(starts: list[Record], status: Mapping[str, Any]) -> list[Seconds]:
-    """Where the seconds of each of ``starts``, those of ``environment.json``, went, and what was waited before it.
-
-    Of the newest one ``status`` says it. A start's training is shared out by steps: those beyond the step from which a
-    later start went on were done again.
-    """
-    found, ended = [], None
-    for i, start in enumerate(starts):
-        newest = status.get("attempt") in (start.get("attempt"), None) and i + 1 == len(starts)
-        said = status.get("seconds", {}) if newest else start.get("seconds", {})
-        seconds: Record = {kind: said[kind] for kind in Seconds.__annotations__ if kind in said}
-        began, reached = start.get("step", 0), status.get("step", 0) if newest else start.get("reached", 0)
-        kept = max(began, min([reached, *(later["step"] for later in starts[i + 1 :] if "step" in later)]))
-        row = dict(seconds)
-        if seconds and "began" in start:
-            trained = seconds.get("training", 0.0)
-            row["repeated"] = trained * (reached - kept) / (reached - began) if reached > began else 0.0
-            row["training"] = trained - row["repeated"]
-            if ended is not None:
-                row["waiting"] = max(0.0, start["began"] - ended)
-            ended = start["began"] + sum(seconds.values())
-        found.append(cast(Seconds, row))
-    return found
-
-
-def in_all(rows: list[Seconds]) -> Seconds:
-    """The sums over all starts."""
-    kinds = [kind for kind in Seconds.__annotations__ if any(kind in row for row in rows)]
-    return cast(Seconds, {kind: round(sum(cast(Record, row).get(kind, 0.0) for row in rows), 3) for kind in kinds})
+def read_below(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs below ``folder``, and what is wrong with those that cannot be read."""
+    runs, problems = [], []
+    for path in runs_below(folder):
+        try:
+            runs.append(read(path))
+        except UserError as error:
+            problems.append(first_line(error))
+    return runs, problems
 
 
 def require_run(path: Path) -> None:
@@ -229,7 +217,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content = command_line.load_yaml(path.read_text("utf-8"), str(path))
+        content = load_yaml(path.read_text("utf-8"), str(path))
         require(content, Config)
     return content
 

@@ -211,6 +211,11 @@ class Environment(TypedDict, total=False):
     world_size: Number
     hosts: list[str]
     devices: list[str]
+    device_type: str
+    """cpu or cuda"""
+    launcher: str
+    """python, accelerate, torchrun or slurm"""
+    slurm_job: str | None
     torch: str
     accelerate: str
     attempts: list[Start]
