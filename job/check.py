@@ -3,6 +3,11 @@
   python job/train.py --check [--nodes N] [--gpus-per-node M] [--config FILE] [--key.sub value ...]
   sbatch slurm/vgg16.sh --check [...]                            # the same, on the nodes themselves
 On the login node say which shape the job will have; inside an allocation Slurm says it.
+
+Its own options:
+  --nodes N             hosts that the job will have
+  --gpus-per-node M     GPUs, and so processes, on each
+The settings follow, by section.
 """
 
 from __future__ import annotations
@@ -125,6 +130,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     _look(checks, "processes", lambda: _processes(settings, shape))
     load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
+    for note in dataset.notes if dataset else ():
+        checks.append(Check("data", "note", note))
     classes = len(dataset.classes) if dataset else 10
     found = _look(checks, "model", lambda: _model(settings, shape, classes), operator.itemgetter(1))
     if dataset is not None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from job.config import command_line
 from job.config.errors import UserError, first_line
 from job.config.settings import Config
+from job.config.yaml_text import load_yaml
 from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 _OWN = re.compile(
-    r"config\.yaml|(environment|status|evaluation(-\w+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
+    r"config\.yaml|(environment|status|evaluation(-[\w-]+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")
@@ -179,7 +179,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content = command_line.load_yaml(path.read_text("utf-8"), str(path))
+        content = load_yaml(path.read_text("utf-8"), str(path))
         require(content, Config)
     return content
 

@@ -112,7 +112,7 @@ class Trainer:
             while self.progress.epoch <= self.settings.train.epochs and not self._out_of_patience():
                 self._train_epoch()
                 self._validate()
-            predictions = self._predict("test", final=True)
+            predictions = self._predict(self.dataset.final, final=True)
             self._save(final=True)
             return predictions
         finally:
@@ -227,7 +227,7 @@ class Trainer:
 
     def _predict(self, split: str, *, final: bool = False) -> Predictions:
         with self.evaluated.in_place(final=final):
-            predictions = self._predictions(split)
+            predictions = self._predictions(split, classes=len(self.dataset.classes) if final else 0)
         if predictions is None:
             self._stop()
         said = predictions.predicted.unique().tolist()
@@ -238,13 +238,14 @@ class Trainer:
             )
         return predictions
 
-    def _predictions(self, split: str) -> Predictions | None:
+    def _predictions(self, split: str, *, classes: int) -> Predictions | None:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         labels = part.labels[part.indices]
-        return predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
+        batches, tick = self.batches[split], self.preemption.tick
+        return predict(self.model, batches, labels, self.group, tick, classes=classes)
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()
