@@ -133,12 +133,15 @@ def half_width(differences: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def p_value(differences: NDArray[np.float64]) -> float:
-    """Of the paired t test, two-sided: of a mean at least as far from 0 if there were no difference."""
+    """Of the paired t test, two-sided: of a mean at least as far from 0 if there were no difference.
+
+    Where all differences are the same, as with few test images, that of the sign test: how often signs all agree.
+    """
     from scipy.stats import t
 
     count, mean, deviation = len(differences), abs(float(differences.mean())), float(differences.std(ddof=1))
     if deviation == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0 if mean == 0 else 2.0 ** (1 - count)
     return float(2 * t.sf(mean / deviation * math.sqrt(count), count - 1))
 
 
