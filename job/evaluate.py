@@ -7,7 +7,7 @@ Ways to run it:
 
 Its own options:
   --run RUN             run directory
-  --split NAME          test (unless told otherwise), validation or train
+  --split NAME          test, validation or train; unless told otherwise, what the run's own evaluation is of
   --data.root FOLDER    other labelled images, or an archive of them, in the run's classes or in some of these, found by
                         their names: the test split where there is one, else all of them
   --data.source SOURCE  what FOLDER is; "folder" unless it holds CIFAR-10
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     named = {"--data.root", "--data.source"} & {word.partition("=")[0] for word in rest}
     if named == {"--data.root"} and not _is_cifar10(settings):
         settings, run = restored.of_run(options["run"], [*rest, "--data.source=folder"], "")
-    split = options["split"] or "test"
-    if split not in SPLITS:
+    split = options["split"]
+    if split not in (None, *SPLITS):
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
     group = start(settings.runtime, deterministic=settings.train.deterministic)
 
@@ -63,13 +63,14 @@ def main(argv: list[str]) -> int:
     console = Console(quiet=not group.is_rank_zero)
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
     dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
+    split = split or dataset.final
     # Rank zero reads what lies in the run, and the others have it from it: on other hosts it may not be seen at all.
     trained_on = group.guarded(lambda: restored.trained_on(run), on=group.is_rank_zero)
     names, known = group.from_rank_zero(trained_on) or ((), "")
     classes, path = tuple(names), run / f"evaluation-{split}.json"
     origin = Origin(world_size=group.world_size, checkpoint=None, data=dataset.fingerprint)
     if named and known not in (None, dataset.fingerprint):
-        if split != "test":
+        if options["split"] not in (None, "test"):
             raise UserError(f"--split {split} of other images than those of {run}", "leave --split out")
         split, part = _others(dataset, classes, settings.data.root)
         console.say(_in_words(dataset, classes, settings.data.root, split, len(part)))
@@ -79,7 +80,7 @@ def main(argv: list[str]) -> int:
     else:
         data = (dataset.classes, dataset.fingerprint)
         group.guarded(lambda: restored.require_data(run, settings, split, *data), on=group.is_rank_zero)
-        part = getattr(dataset, split)
+        part = dataset.splits[split]
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     own = group.guarded(lambda: restored.restore(run, settings, classes), on=group.is_rank_zero)
@@ -123,8 +124,9 @@ def _others(dataset: Dataset, classes: tuple[str, ...], root: str) -> tuple[str,
             f"take them away, or name them as the run does: {', '.join(classes[:20])}",
         )
     split, part = "test", dataset.test
-    if part.images is dataset.train.images:  # drawn from the others: they are all alike
-        split, part = "all", Split(part.images, part.labels, torch.arange(len(part.labels)))
+    if part.images is dataset.train.images or not len(part):  # drawn from the others, or there is none
+        whole = dataset.train  # its array holds them all
+        split, part = "all", Split(whole.images, whole.labels, torch.arange(len(whole.labels)))
     numbers = torch.tensor([classes.index(name) for name in dataset.classes])
     return split, dataclasses.replace(part, labels=numbers[part.labels])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.config import command_line
+from job.config import command_line, yaml_text
 from job.config.errors import UserError
 from job.config.plain import flat
 from job.config.settings import REPOSITORY, Config
@@ -41,7 +41,7 @@ def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
     Raises UserError, with the arm, for all that is wrong with any of them.
     """
     try:
-        content = command_line.load_yaml(file.read_bytes()[:65536].decode("utf-8-sig"), str(file))
+        content = yaml_text.load_yaml(file.read_bytes()[:65536].decode("utf-8-sig"), str(file))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
         raise UserError(f"{file} cannot be read ({reason})", "name a file such as those in configs/sweeps/") from None

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from job.config import command_line
 from job.config.errors import UserError, first_line
 from job.config.settings import Config
+from job.config.yaml_text import load_yaml
 from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
@@ -179,7 +179,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content = command_line.load_yaml(path.read_text("utf-8"), str(path))
+        content = load_yaml(path.read_text("utf-8"), str(path))
         require(content, Config)
     return content
 
