@@ -135,13 +135,6 @@ def test_a_half_written_last_line_of_metrics_is_passed_over(tmp_path: Path) -> N
     assert "step 300" in parsed(run_page.write(run)).text
 
 
-def test_no_run_is_one_line(tmp_path: Path) -> None:
-    done = run_job("report.py", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is no run directory")
-    assert done.stderr.count("\n") == 1
-
-
 def test_training_writes_the_report_once_more_when_it_is_missing_and_goes_on_when_it_cannot(
     small: list[str], tmp_path: Path
 ) -> None:

@@ -105,10 +105,3 @@ def test_a_real_run_is_followed_through_preemption_to_its_end(small: list[str], 
     assert lines[0].startswith("run: preempted")
     assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert any(line.startswith("run: finished") for line in lines)
-
-
-def test_no_run_is_one_line(tmp_path: Path) -> None:
-    done = run_job("watch.py", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is no run directory")
-    assert done.stderr.count("\n") == 1
