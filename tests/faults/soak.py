@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs import Job, differences, draw
+from support.forked import fork_server
 
 CONFIGURATIONS = {
     "1, Adam": "",
@@ -50,7 +51,10 @@ def soak(
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, int, list[str]]:
     """Kill ``kills`` times in all; (kills, runs finished, what was not the same)."""
-    draw = random.Random(seed)
+    chance = random.Random(seed)
+    ready = fork_server().Process(target=int)
+    ready.start()
+    ready.join()
     began = time.monotonic()
 
     def start(run: Path) -> Job:
@@ -69,8 +73,8 @@ def soak(
         job = start(run)
         attempts += 1
         if done < kills:
-            time.sleep(draw.uniform(0, whole))
-            victim = draw.choice([None, *range(processes)])  # all at once, or one
+            time.sleep(chance.uniform(0, whole))
+            victim = chance.choice([None, *range(processes)])  # all at once, or one
             if all(rank.exitcode is None for rank in job.ranks):
                 job.signal(signal.SIGKILL, victim)
         statuses = job.wait(3600)
