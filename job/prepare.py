@@ -1,7 +1,11 @@
 """Fetch and verify the data set and the weights of a configuration, so that the job itself needs no network.
 
 Run it where there is one, such as the login node:
-  python job/prepare.py [--config FILE] [--key.sub value ...]
+  python job/prepare.py --config configs/vgg16.yaml
+
+Its own options:
+  --config FILE         the configuration whose data and weights are fetched (default: configs/simple_cnn.yaml)
+The settings follow, by section; those of data and model matter here.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
     console.say(f"{dataset}, verified")
+    for note in dataset.notes:
+        console.warn(note)
     path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:
         weights.pretrained(settings.model, restored.build(settings, dataset.classes), download=False)

@@ -8,6 +8,14 @@ Ways to run it:
   sbatch slurm/simple_cnn.sh [...]
   python job/train.py --check [--nodes N] [--gpus-per-node M] [...]      # everything short of training
 Run it again with the same run directory, on any number of processes, and it continues where it stopped.
+
+Its own options:
+  --config FILE         settings to begin with (default: configs/simple_cnn.yaml); --key.sub value behind it wins
+  --run.dir DIR         where everything is written, and what is continued (default: a new one in runs/)
+  --check               look at data, weights, memory and disk, and train nothing; with it
+    --nodes N, --gpus-per-node M    the shape that a job on a cluster will have
+  --print_config        print all settings as they would be used, as a file for --config
+The settings follow, by section.
 """
 
 from __future__ import annotations
@@ -25,14 +33,13 @@ from job.distributed.preemption import SIGNALS, Preemption
 if __name__ == "__main__" and "--check" not in sys.argv:  # what comes before the handlers stand waits for them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-import time
 from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.settings import Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
-from job.runs.directory import RunDirectory, choose, leave_failure
+from job.runs.directory import RunDirectory, choose
 
 if TYPE_CHECKING:
     from job.display.console import Console
@@ -58,8 +65,11 @@ def main(argv: list[str]) -> int:
         one_thread=settings.train.gradient_shards is not None,
         meeting=preemption.while_ranks_meet(PREEMPTED),
     )
+    from job.models import registry
+
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
     group.guarded(lambda: settings.parts(group.world_size))
+    group.guarded(lambda: registry.builder(settings.model.name), on=group.is_rank_zero)
     startup.mark("process group")
     from job.display.console import Console
 
@@ -74,10 +84,12 @@ def main(argv: list[str]) -> int:
             _show(finished, console, path)
         group.close()
         return 0
+    if directory is not None and group.roll_call is not None:
+        group.roll_call.before_the_end = directory.failed
     try:
         _train(settings, group, preemption, console, directory)
     except Exception as error:
-        return _ended(error, settings, group, console, directory, path)
+        return _ended(error, settings, group, console, directory)
     group.close()
     return 0
 
@@ -107,6 +119,8 @@ def _train(
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))
+    for note in dataset.notes:
+        console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
@@ -116,7 +130,7 @@ def _train(
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
-        end_time=launcher.end_time(),
+        end_time=lambda: launcher.end_time(directory.path if directory else None),
         maximum=group.maximum if group.world_size > 1 else None,
     )
     console.say(_describe_plan(trainer))
@@ -145,18 +159,22 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     result = metrics.report(
         predictions,
         dataset.classes,
-        split="test",
+        split=dataset.final,
         world_size=trainer.group.world_size,
         checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
+        epochs_trained=trainer.progress.epoch - 1,
+        weights=trainer.settings.run.weights,
         best_validation=trainer.progress.best,
+        last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
+        notes=list(dataset.notes),
     )
     try:
         files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
         predictions.save(directory.path)
-        samples.keep(directory.path, dataset.test, predictions)
+        samples.keep(directory.path, dataset.splits[dataset.final], predictions)
         directory.finish(result)
     except OSError as error:
         raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
@@ -180,9 +198,7 @@ def _show(result: Evaluation, console: Console, path: Path) -> None:
             console.say(f"wrote {path / name}")
 
 
-def _ended(
-    error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None, path: Path
-) -> int:
+def _ended(error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None) -> int:
     """Say once why the run ended early, leave it in ``status.json``, and give the exit status."""
     if isinstance(error, UserError):
         if directory is not None:
@@ -195,28 +211,25 @@ def _ended(
         group.close()
         return PREEMPTED
     message = ending.reason(error, group, settings.train.batch_size)
-    if ending.lost_contact(error):
-        time.sleep(1.0 if group.is_rank_zero else 0.0)  # whoever failed first says more: a moment to say so
-        message = (directory.first_failure() if directory else None) or message
-    elif not isinstance(error, FailedError):
-        leave_failure(path, group.rank, message)
+    if group.roll_call is not None and not ending.lost_contact(error):
+        group.roll_call.failed(message)
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
-    if group.is_rank_zero:
+    if group.roll_call.speaks() if group.roll_call is not None else group.is_rank_zero:
         ending.complain(message)
     return FAILED
 
 
 def _describe_plan(trainer: Trainer) -> str:
-    from job.models.registry import count_parameters
+    from job.models.registry import described
 
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
     return (
-        f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
-        f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}"
+        f"{', '.join([settings.model.name, *trainer.loaded])}: {described(trainer.model)}, "
+        f"{settings.runtime.precision}; {settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"global batch size {settings.train.batch_size}{went_on}"
     )
 
 

@@ -176,7 +176,8 @@ class Arguments(argparse.ArgumentParser):
 @functools.cache  # a third of a second, which a start that compares configurations would spend again for each
 def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help)
+    usage = "%(prog)s [option ...] [--config FILE] [--key.sub value ...]"  # 50 settings would hide what this is
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help, usage=usage)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
     parser.add_class_arguments(Config, nested_key=None)
     for section in dataclasses.fields(Config):  # as an option of its own it would be a file's name

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from job.config.errors import printable
-from job.display.text import duration, hardest, hardest_named, mistake, percent, rounded
+from job.display.text import duration, hardest, hardest_named, mistake, percent, rounded, uneven
 from job.runs.records import ClassRow, Evaluation
 
 PLAIN_EVERY = 30.0
@@ -80,6 +80,8 @@ class Console:
         mistakes = [f"{mistake(confusion)} ({confusion['images']})" for confusion in result["top_confusions"][:5]]
         self.say(f"hardest: {', '.join(hardest_named(result))}")
         self.say(f"most confused: {', '.join(mistakes) or 'none'}")
+        if words := uneven(result):
+            self.say(words)
 
     @contextlib.contextmanager
     def bar(self, description: str, total: int | None, unit: str, done: int = 0, beyond: int = 0) -> Iterator[Advance]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from job.config.errors import printable
 from job.runs.records import ClassRow, Confusion, Evaluation
@@ -79,3 +79,33 @@ def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
 def mistake(confusion: Confusion) -> str:
     """One of the ``top_confusions`` of ``evaluation.json``, such as "cat taken for dog"."""
     return f"{shortened(confusion['true'])} taken for {shortened(confusion['predicted'])}"
+
+
+def uneven(result: Evaluation) -> str:
+    """What accuracy hides where some classes have half as many images again as others: "classes have 20 to 400 ..."."""
+    rows = sorted((row for row in result["classes"] if row["images"]), key=lambda row: row["images"])
+    few, many = rows[0]["images"], rows[-1]["images"]
+    if 2 * many <= 3 * few or "macro_accuracy" not in result:
+        return ""
+    return (
+        f"classes have {few:,} to {many:,} images: each of the same weight, accuracy is "
+        f"{percent(result['macro_accuracy'])} and F1 {percent(result['macro_f1'])}; to say "
+        f"{shortened(rows[-1]['name'])} of all images would be right on {percent(many / result['images'])}"
+    )
+
+
+def measures(result: Evaluation) -> list[tuple[str, str, str]]:
+    """What ``evaluation.json`` has beside accuracy: name, value and meaning of each."""
+    told: dict[str, tuple[str, Callable[[object], str], str]] = {
+        "top5_accuracy": ("Top-5 accuracy", percent, "the true class is among the five most probable"),
+        "macro_accuracy": ("Macro accuracy", percent, "mean over the classes, each of the same weight"),
+        "macro_f1": ("Macro F1", percent, "likewise"),
+        "auc": ("AUC", decimals, "each class against all others, mean: 0.5 is chance, 1 is all apart"),
+        "calibration_error": ("Calibration error", percent, "how far probabilities are from the share that is right"),
+    }
+    few = len(result["classes"]) <= 5
+    return [
+        (name, form(result.get(key)), meaning)
+        for key, (name, form, meaning) in told.items()
+        if result.get(key) is not None and not (few and key == "top5_accuracy")
+    ]

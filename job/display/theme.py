@@ -37,7 +37,7 @@ LIGHT, DARK = ({role: pair[i] for role, pair in _COLORS.items()} for i in (0, 1)
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
-    *(text.percent, text.plural, text.shortened, text.tally, text.rounded, text.worded),
+    *(text.measures, text.percent, text.plural, text.shortened, text.tally, text.rounded, text.uneven, text.worded),
 )
 """what a template may put a value through"""
 

@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 _OWN = re.compile(
-    r"config\.yaml|(environment|status|evaluation(-\w+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
+    r"config\.yaml|(environment|status|evaluation(-[\w-]+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")

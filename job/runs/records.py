@@ -78,6 +78,8 @@ class ClassRow(TypedDict):
     precision: Share | None
     recall: Share | None
     f1: Share | None
+    auc: NotRequired[Share | None]
+    """of the class against all others; as for all of them, in ``Evaluation``"""
     interval: Interval | None
     """of the accuracy: 95%, Wilson's"""
 
@@ -91,17 +93,26 @@ class Confusion(TypedDict):
 
 
 class Origin(TypedDict):
-    """What an evaluation is of. The last four stand in that of a finished run."""
+    """What an evaluation is of. What need not be there stands in that of a finished run."""
 
     world_size: int
     checkpoint: str | None
     """the newest checkpoint, or the weights file, whose weights were evaluated"""
     epochs: NotRequired[int]
+    epochs_trained: NotRequired[int]
+    """fewer than ``epochs`` where train.patience came to its end"""
+    weights: NotRequired[Literal["last", "best"]]
+    """of the last epoch, or of the one of ``best_validation``"""
     best_validation: NotRequired[ValidationLine | None]
+    last_validation: NotRequired[ValidationLine | None]
     parameters: NotRequired[int]
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
+    notes: NotRequired[list[str]]
+    """what of the splits makes the numbers mean less than they seem to"""
+    root: NotRequired[str]
+    """where the images lie that job/evaluate.py was given, where they are not the run's own"""
 
 
 class Matrix(TypedDict):
@@ -114,13 +125,24 @@ class Matrix(TypedDict):
 
 
 class Evaluation(Origin, Matrix):
-    """``evaluation.json``, and ``evaluation-<split>.json`` of job/evaluate.py."""
+    """``evaluation.json``, and ``evaluation-<split>.json`` and ``evaluation-of-<data>.json`` of job/evaluate.py."""
 
     split: str
     images: int
     loss: float
     accuracy: Share
     interval: Interval
+    top5_accuracy: NotRequired[Share]
+    """share of images whose true class is among the five most probable: 1 with five classes or fewer"""
+    macro_accuracy: NotRequired[Share | None]
+    """mean of the classes' accuracies, each of the same weight, over those that have images (balanced accuracy)"""
+    macro_f1: NotRequired[Share | None]
+    """mean of the classes' F1, over those that have images or are predicted"""
+    calibration_error: NotRequired[Share]
+    """expected calibration error: how far the probability of the predicted class is from the share that is right"""
+    auc: NotRequired[Share | None]
+    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
+    times classes are more than 2^27, whose probabilities are not gathered"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
@@ -174,6 +196,7 @@ class Position(TypedDict):
     skipped: int
     schedule: NotRequired[Annotated[list[Annotated[list[int], 2, 2]], 1, MOST]]
     best: ValidationLine | None
+    last: NotRequired[ValidationLine | None]
     metrics_bytes: int
     scaler: dict[str, Any] | None
     classes: list[str]

@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "just begun": {"finished": False, "epochs": 1, "loss": 1.0},
     "nan": {"finished": False, "loss": float("nan")},
     "one epoch": {"epochs": 1},
+    "imbalanced": {"rare": 20, "classes": tuple("abcdefgh"), "images": 2000},
 }
 
 
@@ -126,6 +127,29 @@ def test_the_page_tells_result_interval_published_value_resumes_and_how_to_repea
 def test_other_data_is_not_measured_against_the_published_numbers(page: Callable[[str], Path]) -> None:
     for name in ("one epoch", "a part of cifar10"):
         assert "ublished" not in parsed(page(name)).text
+
+
+def test_of_uneven_classes_the_page_says_what_accuracy_hides_and_a_run_without_these_numbers_is_shown_without(
+    page: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = page("imbalanced").with_name("evaluation.json")
+    result, text = json.loads(file.read_text()), " ".join(parsed(page("imbalanced")).text.split())
+    rare, common = (row["images"] for row in (result["classes"][1], result["classes"][0]))
+    assert f"Its classes have {rare} to {common:,} images" in text
+    assert f"to say a of all images would be right on {common / 2000:.1%}" in text
+    assert f"Macro accuracy{result['macro_accuracy']:.2%}" in text
+    assert f"Calibration error {result['calibration_error']:.1%}" in text
+    assert f"{result['classes'][3]['auc']:.4f}" in text
+    assert "Its classes have" not in parsed(page("cifar10")).text
+
+    shutil.copytree(file.parent, tmp_path / "old")
+    new = ("top5_accuracy", "macro_accuracy", "macro_f1", "calibration_error", "auc")
+    old = {key: value for key, value in result.items() if key not in new}
+    old["classes"] = [{key: value for key, value in row.items() if key != "auc"} for row in result["classes"]]
+    (tmp_path / "old" / "evaluation.json").write_text(json.dumps(old))
+    text = parsed(run_page.write(tmp_path / "old")).text
+    assert "Precision, recall and F1" in text
+    assert not {"Macro", "AUC", "Calibration"} & set(text.split())
 
 
 def test_a_half_written_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:

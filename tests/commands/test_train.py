@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from support import run_directories
+from support.images import table, tar, tree, write
 from support.jobs import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
 from torch.nn import functional as F
 
 from job.config import command_line
+from job.config.settings import Data, Model
 from job.data import datasets
 from job.data.batches import epoch_order
 from job.models import registry
@@ -87,6 +90,13 @@ def test_the_run_directory_holds_what_scripts_read(runs: dict[int, Path]) -> Non
     assert environment["world_size"] == 2
     assert len(environment["hosts"]) == 1
     assert environment["torch"] == torch.__version__
+    said = load_file(run / "predictions.safetensors")
+    confidence, predicted = said["probabilities"].max(1)
+    assert said["probabilities"].shape == (103, 3)
+    assert torch.equal(confidence, said["confidence"])
+    assert torch.equal(predicted, said["predicted"])
+    own = said["probabilities"].gather(1, said["labels"][:, None])
+    assert read(run / "evaluation.json")["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-5)
     settings = command_line.from_dict(
         command_line.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml"
     )
@@ -130,8 +140,52 @@ def test_evaluate_repeats_the_result_from_the_saved_weights(runs: dict[int, Path
     assert finished.returncode == 0, finished.stderr
     again, first = read(runs[2] / "evaluation-test.json"), read(runs[2] / "evaluation.json")
     assert again["confusion_matrix"] == first["confusion_matrix"]
-    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    for name in ("loss", "top5_accuracy", "macro_accuracy", "macro_f1", "calibration_error", "auc"):
+        assert again[name] == pytest.approx(first[name], rel=1e-5), name
     assert "103 images" in finished.stdout
+
+
+def test_every_number_of_an_evaluation_is_the_same_to_the_bit_on_any_number_of_processes(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Of 5,000 images, 500 are computed at once."""
+    dataset = datasets.load(Data(source="shapes10", cache=str(cache)), 42, log=lambda _: None)
+    run = run_directories.write(tmp_path / "run", classes=dataset.classes, data=dataset.fingerprint)
+    network = registry.build(Model(), classes=10, image_size=32, seed=42)
+    save_file(network.state_dict(), run / "model.safetensors")
+    found = []
+    for processes in (1, 2, 3):
+        options = [f"--run={run}", f"--data.cache={cache}"]
+        finished = run_job("evaluate.py", *options, processes=processes)
+        assert finished.returncode == 0, finished.stderr
+        again = read(run / "evaluation-test.json")
+        assert (again["images"], again.pop("world_size")) == (5000, processes)
+        found.append(again)
+    assert found[0] == found[1] == found[2]
+    assert 0.3 < found[0]["auc"] < 0.7  # it has learnt nothing
+
+
+def test_evaluate_takes_other_labelled_images_by_the_names_of_their_classes_and_leaves_the_result_alone(
+    runs: dict[int, Path], pictures: Path, tmp_path: Path
+) -> None:
+    run, others = runs[2], tmp_path / "some of them.v2"
+    for split in ("train", "test"):  # green is not there, and red has another place
+        for name in ("red", "blue"):
+            shutil.copytree(pictures / "test" / name, others / split / name)
+    first = read(run / "evaluation.json")
+    done = run_job("evaluate.py", "--run", run, "--data.root", others, processes=2)
+    assert done.returncode == 0, done.stderr
+    (path,) = run.glob("evaluation-of-some_of_them-????????.json")
+    assert "its test split's 69 images, of 2 of the run's 3 classes, none of green" in done.stdout
+    assert f"wrote {path}" in done.stdout.replace("\n", "")
+    found = read(path)
+    assert found["confusion_matrix"] == [first["confusion_matrix"][0], [0, 0, 0], first["confusion_matrix"][2]]
+    assert (found["images"], found["root"]) == (69, str(others))
+    assert read(run / "evaluation.json") == first
+    for split in ("train", "test"):
+        (others / split / "blue").rename(others / split / "violet")
+    strange = run_job("evaluate.py", "--run", run, "--data.root", others)
+    assert "has classes that the run was not trained on: violet: " in the_error(strange)
 
 
 def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[int, Path]) -> None:
@@ -145,6 +199,46 @@ def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[i
     result = read(runs[3] / "evaluation-validation.json")
     assert (result["images"], result["checkpoint"]) == (86, "step-00000018")
     assert result["accuracy"] == metrics(runs[3], "validation")[-1]["accuracy"]
+
+
+def test_without_test_images_a_run_is_evaluated_on_validation_images_and_says_so(tmp_path: Path) -> None:
+    folders = {"train/cat": 10, "train/dog": 9, "val/cat": 4, "val/dog": 3}
+    root, run = write(tmp_path / "pets", tree(folders, size=32)), tmp_path / "run"
+    data = ["--data.source=folder", f"--data.root={root}"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=2, report=True)
+    assert done.returncode == 0, done.stderr
+    assert "7 validation, 0 test images" in done.stdout
+    assert "\nvalidation: " in done.stdout
+    result = read(run / "evaluation.json")
+    assert (result["split"], result["images"]) == ("validation", 7)
+    assert [row["images"] for row in result["classes"]] == [4, 3]
+    assert result["accuracy"] == metrics(run, "validation")[-1]["accuracy"]
+    page = (run / "report.html").read_text()
+    assert "Validation accuracy</dt>" in page
+    assert "Test" not in page
+    again = run_job("evaluate.py", "--run", run)
+    assert again.returncode == 0, again.stderr
+    assert read(run / "evaluation-validation.json")["confusion_matrix"] == result["confusion_matrix"]
+
+
+def test_what_is_held_out_by_groups_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    images = tree({"xray": 48}, size=32)
+    rows = [[name, "sick" if place % 3 else "well", f"patient {place // 4}"] for place, name in enumerate(images)]
+    archive = tar(tmp_path / "xray.tar.gz", images | {"all.csv": table([["file", "class", "patient"], *rows]).encode()})
+    data = ["--data.source=folder", f"--data.root={archive}", "--data.labels=all.csv", "--data.hold_out=grouped"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    found = []
+    for processes in (1, 3):
+        run = tmp_path / f"run-{processes}"
+        done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert "folder: 32 train, 8 validation, 8 test images" in done.stdout
+        result = read(run / "evaluation.json")
+        found.append((result["split"], result["data"], [row["images"] for row in result["classes"]]))
+    assert found[0] == found[1]
+    assert found[0][0] == "test"
+    assert sum(found[0][2]) == 8
 
 
 def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: Path) -> None:
@@ -324,3 +418,21 @@ def test_out_of_memory_names_the_batch_size_that_was_tried(small: list[str], tmp
     assert finished.returncode == 1
     assert "out of memory on rank 0 with train.batch_size=344" in finished.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_that_learns_nothing_says_so_ends_by_patience_and_tests_its_best_epoch(
+    small: list[str], tmp_path: Path
+) -> None:
+    options = [*small, "--train.epochs=9", "--optimizer.learning_rate=3", f"--run.dir={tmp_path / 'run'}"]
+    options += ["--train.patience=2", "--run.weights=best", "--train.ema=0.99", "--train.class_weights=balanced"]
+    finished = run_job("train.py", *options, report=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "no better validation accuracy in 2 epochs (train.patience)" in finished.stdout
+    assert "every test image is called" in finished.stdout
+    result = read(tmp_path / "run" / "evaluation.json")
+    best, last = (result[f"{which}_validation"]["epoch"] for which in ("best", "last"))
+    assert (result["epochs"], result["weights"], result["epochs_trained"], last) == (9, "best", best + 2, best + 2)
+    assert "its weights were tested" in (tmp_path / "run" / "report.html").read_text()
+    again = run_job("train.py", *options)
+    assert again.returncode == 0
+    assert "epoch 1/9" not in again.stdout

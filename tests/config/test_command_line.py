@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--data.std=[1,1,0]"], "data.std"),
         (["--data.image_size=64"], "data.image_size=64: cifar10's images are 32 pixels; use 32, or data.source folder"),
         (["--data.source=shapes10", "--data.image_size=8"], "shapes10's images are 32 pixels"),
-        (["--model.name=resnet"], "model.name=resnet: must be one of simple_cnn, vgg16, vgg16_bn"),
+        (["--optimizer.name=rmsprop"], "optimizer.name=rmsprop: must be one of adam, adamw, sgd"),
+        (["--model.freeze=head"], "model.freeze: must be one of backbone or a list, each text or null"),
         (["--checkpoint.keep=1"], "checkpoint.keep=1: must be from 2 to 1000000"),
         (["--schedule.warmup_epochs=10"], "schedule.warmup_epochs=10: must be less than train.epochs=10"),
         (["--model.weights=imagenet"], "model.weights=imagenet: there are none for simple_cnn"),
@@ -188,6 +190,30 @@ def test_help_shows_every_key_with_its_meaning_and_default() -> None:
         for key in keys:
             assert f"--{section}.{key}" in text
     assert "images per optimizer step over all processes together (type: int, default: 128)" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("train", "--config --run.dir --check --nodes --gpus-per-node --print_config"),
+        ("check", "--nodes --gpus-per-node"),
+        ("prepare", "--config"),
+        ("evaluate", "--run --split --data.root --data.source"),
+    ],
+)
+def test_help_explains_the_commands_own_options_before_the_settings(
+    command: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"job.{command}")
+    with pytest.raises(SystemExit, match="0"):
+        command_line.parse(["--help"], description=module.__doc__ or "")
+    usage, told = capsys.readouterr().out.split("\n\n", 1)
+    assert usage.count("\n") < 2
+    own_part, settings = told.split("\noptions:\n", 1)
+    explained = own_part.partition("Its own options:\n")[2]
+    assert [option for option in own.split() if f"{option} " not in explained] == []
+    assert own_part.count(f"job/{command}.py") or command == "check"
+    assert "--model.name" in settings
 
 
 def test_print_config_prints_a_file_that_gives_the_same_configuration(tmp_path: Path) -> None:
