@@ -150,7 +150,6 @@ def test_a_mistake_in_the_file_is_named(text: str, says: str, tmp_path: Path) ->
         ({"train": None}, "train=None in saved: must be a section"),
         ({"train": [1]}, "must be a section"),
         ({"trian": {}}, "unknown key trian"),
-        ({"optimizer": {"learning_rate": 10**4000}}, "saved: settings: a number of too many digits"),
         ({"optimizer": {"learning_rate": float("inf")}}, "saved: optimizer.learning_rate=inf"),
     ],
 )
