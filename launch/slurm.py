@@ -22,13 +22,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
 
 import aftermath
 from aftermath import BAD_INPUT, Start
-from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job, stamp
+from allocation import (
+    Allocation,
+    LaunchError,
+    job_name,
+    kill_wait,
+    read_allocation,
+    run_client,
+    say,
+    show,
+    show_job,
+    stamp,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPEAT_STOP = 5.0
@@ -60,15 +72,23 @@ def main(config: str, overrides: list[str]) -> int:
         *overrides,
         *identity(allocation, run, overrides),
     ]
-    start = aftermath.begin(allocation, run)
-    say(
-        f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
-        f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
-    )
-    stop.begin(allocation, run)
-    exit_status, messages = launch(start, arguments)
-    stop.withdraw()
-    return aftermath.settle(start, exit_status, messages)
+    whole = allocation
+    while True:
+        start = aftermath.begin(allocation, run)
+        where = os.environ["SLURM_JOB_NODELIST"] if allocation.nodes == whole.nodes else ",".join(allocation.nodes)
+        say(
+            f"job {job}, start {allocation.restarts + allocation.again + 1}, in {run}: world size"
+            f" {allocation.world_size}, {allocation.processes} a node on {where}, {allocation.cpus} CPUs a process"
+        )
+        if not allocation.again:
+            stop.begin(allocation, run)
+        exit_status, messages = launch(start, arguments)
+        if stop.asked:
+            stop.withdraw()
+        outcome = aftermath.settle(start, exit_status, messages, here=not stop.asked)
+        if isinstance(outcome, int):
+            return outcome
+        allocation = outcome
 
 
 def given(overrides: list[str], key: str) -> str | None:
@@ -165,7 +185,7 @@ def port(allocation: Allocation) -> int:
 
     Below 32768, where Linux begins to hand out ports for outgoing connections.
     """
-    number = int(os.environ["SLURM_JOB_ID"]) * 7 + allocation.restarts * 131
+    number = int(os.environ["SLURM_JOB_ID"]) * 7 + allocation.restarts * 131 + allocation.again * 1009
     for candidate in (15000 + (number + i) % 17000 for i in range(100)):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -181,6 +201,8 @@ def srun(allocation: Allocation, *, tasks: int, cpus: int) -> list[str]:
     """
     return [
         *("srun", "--export=ALL", "--mpi=none", *(["--overcommit"] if allocation.crowded else [])),
+        # What ended before may still hold a dead node, and with it, for Slurm, its part of the others.
+        *(["--overlap", f"--nodelist={','.join(allocation.nodes)}"] if allocation.again else []),
         f"--nodes={len(allocation.nodes)}",
         *(f"--ntasks={len(allocation.nodes) * tasks}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}"),
     ]
@@ -275,9 +297,14 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
     ]
     messages: list[str] = []
     with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE) as step:
+        abandon = threading.Timer(kill_wait() + 5, step.kill)
         for line in step.stderr or ():
             messages.append(line.decode("utf-8", "backslashreplace"))
             show(messages[-1])
+            # The other ranks have so long; what srun waits for after that, five minutes perhaps, is a node that died.
+            if "Terminating StepId" in messages[-1] and abandon.ident is None:
+                abandon.start()
+        abandon.cancel()
     return step.returncode, messages
 
 

@@ -252,7 +252,11 @@ def not_used(precision: str) -> list[str]:
     lines = []
     if launch_rank() == 0 and wanted:
         lines = [f"not used: {', '.join(wanted)}; how a run trains is in its settings, such as runtime.precision"]
-    if world_size() == 1 and under_slurm() and (nodes := _whole("SLURM_JOB_NUM_NODES") or 1) > 1:
+    if (
+        world_size() == 1
+        and "RANKZERO_WORLD_SIZE" not in os.environ
+        and (nodes := _whole("SLURM_JOB_NUM_NODES") or 1) > 1
+    ):
         lines += [f"not used: {nodes - 1} of {nodes} allocated nodes; sbatch slurm/*.sh starts processes on each"]
     return lines
 

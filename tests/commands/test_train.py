@@ -292,7 +292,9 @@ def test_fewer_processes_or_gpus_than_asked_for_are_an_error_said_once(
 
 def test_several_tasks_of_a_slurm_step_without_a_group_are_refused(small: list[str], tmp_path: Path) -> None:
     finished = run_job("train.py", *small, f"--run.dir={tmp_path / 'run'}", SLURM_STEP_NUM_TASKS="2")
-    assert "2 processes were asked for and 1 started" in the_error(finished)
+    error = the_error(finished)
+    assert "2 processes were asked for and 1 started" in error
+    assert "sbatch slurm/*.sh" in error, "and nothing of multi_gpu.yaml"
 
 
 def test_a_batch_that_does_not_divide_is_one_error_on_rank_zero(small: list[str], tmp_path: Path) -> None:
