@@ -57,8 +57,11 @@ def main(argv: list[str]) -> int:
         one_thread=settings.train.gradient_shards is not None,
         meeting=preemption.while_ranks_meet(PREEMPTED),
     )
+    from job.models import registry
+
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
     group.guarded(lambda: settings.parts(group.world_size))
+    group.guarded(lambda: registry.builder(settings.model.name), on=group.is_rank_zero)
     startup.mark("process group")
     from job.display.console import Console
 
@@ -108,6 +111,8 @@ def _train(
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))
+    for note in dataset.notes:
+        console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
@@ -146,18 +151,22 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     result = metrics.report(
         predictions,
         dataset.classes,
-        split="test",
+        split=dataset.final,
         world_size=trainer.group.world_size,
         checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
+        epochs_trained=trainer.progress.epoch - 1,
+        weights=trainer.settings.run.weights,
         best_validation=trainer.progress.best,
+        last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
+        notes=list(dataset.notes),
     )
     try:
         files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
         predictions.save(directory.path)
-        samples.keep(directory.path, dataset.test, predictions)
+        samples.keep(directory.path, dataset.splits[dataset.final], predictions)
         directory.finish(result)
     except OSError as error:
         raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None
@@ -205,14 +214,14 @@ def _ended(error: Exception, settings: Config, group: Group, console: Console, d
 
 
 def _describe_plan(trainer: Trainer) -> str:
-    from job.models.registry import count_parameters
+    from job.models.registry import described
 
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
     return (
-        f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
-        f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}"
+        f"{', '.join([settings.model.name, *trainer.loaded])}: {described(trainer.model)}, "
+        f"{settings.runtime.precision}; {settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"global batch size {settings.train.batch_size}{went_on}"
     )
 
 

@@ -128,10 +128,12 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
-    for key in flat(settings):
-        _check_key(key, name)
+    _check_keys(settings, name)
     parser = _parser()
-    return _checked(parser, lambda: parser.parse_object(settings))
+    try:
+        return _checked(parser, lambda: parser.parse_object(settings))
+    except UserError as error:
+        raise UserError(name, str(error)) from None
 
 
 def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargparse.Namespace]) -> Config:
@@ -140,6 +142,8 @@ def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargpar
         sections = parser.instantiate(parse())
     except jsonargparse.ArgumentError as error:
         raise _explained(str(error)) from None
+    except OverflowError:  # JSON has whole numbers that are no float
+        raise UserError("settings", "a number of too many digits") from None
     return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
 
 
@@ -239,12 +243,16 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--config {path}", f"cannot be read ({_reason(error)}); see configs/") from None
     settings = load_yaml(text, str(path))
-    for key in flat(settings):
-        _check_key(key, str(path))
+    _check_keys(settings, str(path))
+    return settings
+
+
+def _check_keys(settings: dict[str, Any], where: str) -> None:
+    for key in (*flat(settings), *map(str, settings)):
+        _check_key(key, where)
     for section, values in settings.items():
         if not isinstance(values, dict):
-            raise UserError(f"{section}={_shown(values)} in {path}", "must be a section of settings")
-    return settings
+            raise UserError(f"{section}={_shown(values)} in {where}", "must be a section of settings")
 
 
 def _check_key(key: str, where: str) -> None:
@@ -289,10 +297,9 @@ def _kind(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as part of a line that a terminal shows."""
+    """A value as part of a line."""
     text = str(value)
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_SHOWN])
-    return printable + "..." * (len(text) > LONGEST_SHOWN)
+    return text[:LONGEST_SHOWN] + "..." * (len(text) > LONGEST_SHOWN)
 
 
 def _reason(error: Exception) -> str:

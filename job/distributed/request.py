@@ -26,7 +26,9 @@ def signal_lead(request: dict[str, str]) -> int | None:
 
 
 def answer(script: Path, options: dict[str, str]) -> tuple[bool | None, str]:
-    """Whether Slurm would take the job, and what it says; None where no cluster answers this machine."""
+    """Whether Slurm would take the job, and what it says; None where it cannot be asked."""
+    if not script.exists():
+        return None, f"there is no slurm/{script.name} to ask about"
     if not shutil.which("sinfo") or subprocess.run(["sinfo", "--noheader"], capture_output=True).returncode:
         return None, "no cluster answers this machine"
     command = ["sbatch", "--test-only", *(f"--{name}={value}" for name, value in options.items()), str(script)]

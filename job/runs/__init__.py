@@ -1,7 +1,7 @@
 """What a run leaves behind, and what is made of it.
 
-Others use checkpoint: Checkpoints, NotFiniteError, State, optimizer_tensors, restore_optimizer; directory: DISK_FULL,
-RunDirectory, choose, require_epochs; environment: in_words, of_process, of_start; export: export,
+Others use checkpoint: AVERAGE, BEST, Checkpoints, NotFiniteError, State, below, optimizer_tensors, restore_optimizer;
+directory: DISK_FULL, RunDirectory, choose, require_epochs; environment: in_words, of_process, of_start; export: export,
 restored; files: load_arrays, save_weights, write_whole; reader: Record, Run, number, read; records: ClassRow,
 Confusion, Evaluation, Matrix, MetricsLine, Origin, TrainLine, ValidationLine; restored: build, of_run, require_data,
 restore; tracking: tracked.

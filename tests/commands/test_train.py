@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.images import table, tar, tree, write
 from support.jobs import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
 from torch.nn import functional as F
 
@@ -145,6 +146,46 @@ def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[i
     result = read(runs[3] / "evaluation-validation.json")
     assert (result["images"], result["checkpoint"]) == (86, "step-00000018")
     assert result["accuracy"] == metrics(runs[3], "validation")[-1]["accuracy"]
+
+
+def test_without_test_images_a_run_is_evaluated_on_validation_images_and_says_so(tmp_path: Path) -> None:
+    folders = {"train/cat": 10, "train/dog": 9, "val/cat": 4, "val/dog": 3}
+    root, run = write(tmp_path / "pets", tree(folders, size=32)), tmp_path / "run"
+    data = ["--data.source=folder", f"--data.root={root}"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=2, report=True)
+    assert done.returncode == 0, done.stderr
+    assert "7 validation, 0 test images" in done.stdout
+    assert "\nvalidation: " in done.stdout
+    result = read(run / "evaluation.json")
+    assert (result["split"], result["images"]) == ("validation", 7)
+    assert [row["images"] for row in result["classes"]] == [4, 3]
+    assert result["accuracy"] == metrics(run, "validation")[-1]["accuracy"]
+    page = (run / "report.html").read_text()
+    assert "Validation accuracy</dt>" in page
+    assert "Test" not in page
+    again = run_job("evaluate.py", "--run", run)
+    assert again.returncode == 0, again.stderr
+    assert read(run / "evaluation-validation.json")["confusion_matrix"] == result["confusion_matrix"]
+
+
+def test_what_is_held_out_by_groups_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    images = tree({"xray": 48}, size=32)
+    rows = [[name, "sick" if place % 3 else "well", f"patient {place // 4}"] for place, name in enumerate(images)]
+    archive = tar(tmp_path / "xray.tar.gz", images | {"all.csv": table([["file", "class", "patient"], *rows]).encode()})
+    data = ["--data.source=folder", f"--data.root={archive}", "--data.labels=all.csv", "--data.hold_out=grouped"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    found = []
+    for processes in (1, 3):
+        run = tmp_path / f"run-{processes}"
+        done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert "folder: 32 train, 8 validation, 8 test images" in done.stdout
+        result = read(run / "evaluation.json")
+        found.append((result["split"], result["data"], [row["images"] for row in result["classes"]]))
+    assert found[0] == found[1]
+    assert found[0][0] == "test"
+    assert sum(found[0][2]) == 8
 
 
 def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: Path) -> None:
@@ -347,3 +388,21 @@ def test_out_of_memory_names_the_batch_size_that_was_tried(small: list[str], tmp
     assert finished.returncode == 1
     assert "out of memory on rank 0 with train.batch_size=344" in finished.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_that_learns_nothing_says_so_ends_by_patience_and_tests_its_best_epoch(
+    small: list[str], tmp_path: Path
+) -> None:
+    options = [*small, "--train.epochs=9", "--optimizer.learning_rate=3", f"--run.dir={tmp_path / 'run'}"]
+    options += ["--train.patience=2", "--run.weights=best", "--train.ema=0.99", "--train.class_weights=balanced"]
+    finished = run_job("train.py", *options, report=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "no better validation accuracy in 2 epochs (train.patience)" in finished.stdout
+    assert "every test image is called" in finished.stdout
+    result = read(tmp_path / "run" / "evaluation.json")
+    best, last = (result[f"{which}_validation"]["epoch"] for which in ("best", "last"))
+    assert (result["epochs"], result["weights"], result["epochs_trained"], last) == (9, "best", best + 2, best + 2)
+    assert "its weights were tested" in (tmp_path / "run" / "report.html").read_text()
+    again = run_job("train.py", *options)
+    assert again.returncode == 0
+    assert "epoch 1/9" not in again.stdout

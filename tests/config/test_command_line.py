@@ -70,7 +70,8 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--data.std=[1,1,0]"], "data.std"),
         (["--data.image_size=64"], "data.image_size=64: cifar10's images are 32 pixels; use 32, or data.source folder"),
         (["--data.source=shapes10", "--data.image_size=8"], "shapes10's images are 32 pixels"),
-        (["--model.name=resnet"], "model.name=resnet: must be one of simple_cnn, vgg16, vgg16_bn"),
+        (["--optimizer.name=rmsprop"], "optimizer.name=rmsprop: must be one of adam, adamw, sgd"),
+        (["--model.freeze=head"], "model.freeze: must be one of backbone or a list, each text or null"),
         (["--checkpoint.keep=1"], "checkpoint.keep=1: must be from 2 to 1000000"),
         (["--schedule.warmup_epochs=10"], "schedule.warmup_epochs=10: must be less than train.epochs=10"),
         (["--model.weights=imagenet"], "model.weights=imagenet: there are none for simple_cnn"),
@@ -126,8 +127,11 @@ def test_a_mistake_is_named_with_what_is_allowed(argv: list[str], says: str) -> 
         ("train: {epochs: 0x_}", "not valid YAML"),
         ("".join(f"k{i}: 1\n" for i in range(7000)), "unknown key k0"),
         ("x" * 100_000, "has more than 65536 bytes"),
+        ("train: {epochs: }", "train.epochs=null: needs a value"),
+        ("data: {root: null}", "data.root=null: needs a value"),
+        ("run: {trackers: ~}", "run.trackers=null: needs a value"),
         ('data: {root: "a\\0b"}', "must be a path"),
-        ('data: {root: "\\ud800"}', "must be a path"),
+        ('data: {root: "\\u202e\\x1b[2J\\ud800"}', r"data.root=\u202e\x1b[2J\ud800: must be a path"),
         ('train: {"a\\nb": 1}', "unknown key train.a\\nb"),
     ],
 )
@@ -136,6 +140,22 @@ def test_a_mistake_in_the_file_is_named(text: str, says: str, tmp_path: Path) ->
     file.write_text(text)
     with pytest.raises(UserError) as caught:
         parse("--config", str(file))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"train": None}, "train=None in saved: must be a section"),
+        ({"train": [1]}, "must be a section"),
+        ({"trian": {}}, "unknown key trian"),
+        ({"optimizer": {"learning_rate": 10**4000}}, "saved: settings: a number of too many digits"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "saved: optimizer.learning_rate=inf"),
+    ],
+)
+def test_a_mistake_in_settings_that_a_run_kept_is_named_with_where_they_stand(settings, says) -> None:
+    with pytest.raises(UserError) as caught:
+        command_line.from_dict(settings, "saved")
     assert says in str(caught.value)
 
 
