@@ -2,8 +2,13 @@
 
   python job/train.py --check [--nodes N] [--gpus-per-node M] [--config FILE] [--key.sub value ...]
   sbatch slurm/vgg16.sh --check [...]                            # the same, on the nodes themselves
-On the login node say what the job will ask for, --cpus-per-task, --mem, --time and --partition too; inside an
-allocation Slurm says it.
+On the login node say which shape the job will have; inside an allocation Slurm says it.
+
+Its own options:
+  --nodes N             hosts that the job will have
+  --gpus-per-node M     GPUs, and so processes, on each
+  --cpus-per-task, --mem, --time, --partition     as sbatch has them
+The settings follow, by section.
 """
 
 from __future__ import annotations
@@ -35,7 +40,6 @@ from job.distributed import launcher, request
 from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
-from job.runs.directory import choose
 from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
@@ -128,7 +132,8 @@ def preflight(settings: Config, shape: Shape, name: str, asked: dict[str, str]) 
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
-    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
+    load = partial(datasets.load, data, settings.train.seed, node_disk=disk)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     for note in dataset.notes if dataset else ():
         checks.append(Check("data", "note", note))
@@ -138,7 +143,8 @@ def preflight(settings: Config, shape: Shape, name: str, asked: dict[str, str]) 
         _look(checks, "plan", lambda: _plan(settings, len(dataset.train), len(dataset.validation)))
     if found is not None:
         model = found[0]
-        size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
+        size, path = checkpoint_bytes(settings, model), REPOSITORY / "runs" / launcher.run_name(name)
+        path = path if settings.run.dir is None else Path(settings.run.dir).expanduser().resolve()
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         images = settings.train.batch_size // shape.world_size // settings.train.gradient_accumulation
         parts = memory_bytes(settings, model, max(1, images), settings.data.image_size)

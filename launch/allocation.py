@@ -33,6 +33,9 @@ class Allocation:
 
     job: str
     """what scontrol calls this job; ``<array>_<task>`` in an array, where the bare id can mean the whole array"""
+    cluster: str
+    submitted: int
+    """seconds since 1970; of a job that was requeued, when that was"""
     name: str
     restarts: int
     nodes: tuple[str, ...]
@@ -78,6 +81,8 @@ def read_allocation(job: str, record: str) -> Allocation:
     cpus = min(map(int, re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE", "1"))))  # 8(x2),16
     return Allocation(
         job=job,
+        cluster=env.get("SLURM_CLUSTER_NAME", ""),
+        submitted=submission_time(job),
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", env.get("SLURM_JOB_NAME", "job")).lstrip(".") or "job",
         restarts=int(env.get("SLURM_RESTART_COUNT", "0")),
         nodes=nodes,
@@ -148,6 +153,12 @@ def kill_wait() -> float:
     """Seconds that the site gives a process between SIGTERM and SIGKILL."""
     found = re.search(r"^KillWait\s*=\s*(\d+)", run_client("scontrol", "show", "config").stdout, re.MULTILINE)
     return float(found[1]) if found else 30.0
+
+
+def submission_time(job: str) -> int:
+    """When the job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
+    asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+    return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 
 def job_name() -> str:
