@@ -99,7 +99,8 @@ def main(argv: Sequence[str]) -> int:
     asked = {} if launcher.under_slurm() else request.asked(script, options)
     checks = preflight(settings, shape, name, asked)
     if shutil.which("sbatch") and not launcher.under_slurm():
-        _look(checks, "Slurm", lambda: _request(script, options))
+        taken, said = request.answer(script, options)
+        checks.append(Check("Slurm", "note" if taken is None else "ok" if taken else "problem", said))
     title = plain_text(f"{name} with {shape.nodes} x {shape.processes} processes", "bold")
     table = Table("check", "verdict", "what was found", title=title, title_justify="left")
     for check in checks:
@@ -290,12 +291,6 @@ def _save_time(existing: Path, name: str, size: int, asked: dict[str, str]) -> s
     if 60 * request.minutes(asked.get("time", "unlimited")) <= lead + SIGNAL_MARGIN:
         return Note(f"{detail}; but with --time={asked['time']} it is warned as it begins, and stops by itself instead")
     return _sound(lead >= needed, detail)
-
-
-def _request(script: Path, options: dict[str, str]) -> str:
-    """Ask Slurm whether it would take the job."""
-    taken, said = request.answer(script, options)
-    return Note(said) if taken is None else _sound(taken, said)
 
 
 def _sound(fine: bool, detail: str) -> str:
