@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocation import Allocation, LaunchError, reachable, run_client, say, show, show_job
+from allocation import Allocation, reachable, run_client, say, show, show_job
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
@@ -52,12 +52,7 @@ def begin(allocation: Allocation, run: Path) -> Start:
     """Make room for a start's files, and remember what was there before it."""
     again = f".{allocation.again}" if allocation.again else ""
     logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}{again}"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            f"run directory {run} cannot be made ({error.strerror}): name another one with --run.dir"
-        ) from None
+    logs.mkdir(parents=True, exist_ok=True)
     return Start(allocation, run, logs, read_status(run), newest_checkpoint(run))
 
 

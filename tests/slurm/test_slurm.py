@@ -128,7 +128,7 @@ def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: 
         (["--export=ALL,SLURM_TRES_PER_TASK=gres/gpu=1"], "ask for them with --gpus-per-node", ""),
         (["--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=3"], "one process a GPU", ""),
         (["--array=1-2", "--gpus-per-node=0"], "gives every task the same directory", "somewhere"),
-        (["--gpus-per-node=0"], "run directory /proc/here cannot be made", "/proc/here"),
+        (["--gpus-per-node=0"], "/proc/here cannot be written", "/proc/here"),
     ],
 )
 def test_an_allocation_that_cannot_be_honoured_is_refused_in_one_line(
