@@ -163,8 +163,8 @@ class Checkpoint:
     """epochs between saves; null: none at epoch ends but the last"""
     every_steps: int | None = number(None, 1, 10**9)
     """optimizer steps between saves; null: only at epoch ends"""
-    every_seconds: float | None = number(None, above=0)
-    """seconds between saves; null: only by steps and epochs"""
+    every_seconds: float | None = number(600.0, above=0)
+    """seconds between saves, besides those by steps and epochs; null: none"""
     keep: int = number(2, 2, MANY)
     """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
 
