@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path
+from job.config.bounds import MANY, MOST_THREADS, number, path, url
 from job.config.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,6 +63,8 @@ class Data:
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
+    url: str | None = url(None, **MAY_CHANGE, **NO_RECIPE)
+    """a site's own copy of cifar10's archive, http, https or file, tried before those that are known"""
     cache: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
     """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
@@ -205,6 +207,8 @@ class Config:
                 f"data.image_size={self.data.image_size}",
                 f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
+        if self.data.url is not None and self.data.source != "cifar10":
+            raise UserError(f"data.url with data.source={self.data.source}", "only cifar10 is fetched; give data.root")
         if self.data.labels is not None and self.data.source != "folder":
             raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
