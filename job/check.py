@@ -3,12 +3,18 @@
   python job/train.py --check [--nodes N] [--gpus-per-node M] [--config FILE] [--key.sub value ...]
   sbatch slurm/vgg16.sh --check [...]                            # the same, on the nodes themselves
 On the login node say which shape the job will have; inside an allocation Slurm says it.
+
+Its own options:
+  --nodes N             hosts that the job will have
+  --gpus-per-node M     GPUs, and so processes, on each
+The settings follow, by section.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import re
 import shutil
@@ -30,10 +36,10 @@ from job.config.settings import REPOSITORY, Config
 from job.data import datasets
 from job.display.console import plain_text
 from job.distributed import launcher
-from job.models import registry, weights
+from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
-from job.runs.directory import choose
+from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
 if TYPE_CHECKING:
@@ -121,16 +127,19 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
-    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
+    load = partial(datasets.load, data, settings.train.seed, node_disk=disk)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     for note in dataset.notes if dataset else ():
         checks.append(Check("data", "note", note))
     classes = len(dataset.classes) if dataset else 10
-    model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))
+    found = _look(checks, "model", lambda: _model(settings, shape, classes), operator.itemgetter(1))
     if dataset is not None:
-        _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
-    if model is not None:
-        size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
+        _look(checks, "plan", lambda: _plan(settings, len(dataset.train), len(dataset.validation)))
+    if found is not None:
+        model = found[0]
+        size, path = checkpoint_bytes(settings, model), REPOSITORY / "runs" / launcher.run_name(name)
+        path = path if settings.run.dir is None else Path(settings.run.dir).expanduser().resolve()
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         _look(checks, "memory", lambda: _memory(settings, shape, model))
         _look(checks, "run directory", lambda: _directory(path, existing, settings.checkpoint.keep, size))
@@ -188,23 +197,20 @@ def _processes(settings: Config, shape: Shape) -> str:
     return f"{shape.world_size} on {kind}s, {batch // shape.world_size} of the global batch of {batch} each"
 
 
-def _model(settings: Config, shape: Shape, classes: int) -> nn.Module:
-    """The model as it would be trained, with the weights that it would start from."""
+def _model(settings: Config, shape: Shape, classes: int) -> tuple[nn.Module, str]:
+    """The model as it would be trained, with the weights that it would start from, and that in words."""
     import torch
 
     size, device = settings.data.image_size, torch.device("cuda" if shape.on_gpus(settings) else "cpu")
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-    weights.pretrained(settings.model, model, download=False)
+    loaded = weights.pretrained(settings.model, model, download=False)
     form.fast(model, settings, image_size=size, device=device)
-    return model
+    frozen.freeze(model, settings)
+    return model, f"{settings.model.name}, {registry.described(model)}, {', '.join(loaded) or 'random weights'}"
 
 
-def _in_words(settings: Config, model: nn.Module) -> str:
-    count, source = registry.count_parameters(model), settings.model.weights or "random"
-    return f"{settings.model.name}, {count:,} parameters, weights: {source}"
-
-
-def _plan(settings: Config, images: int) -> str:
+def _plan(settings: Config, images: int, validation: int) -> str:
+    require_validation(settings, validation)
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)
     peak = settings.optimizer.learning_rate

@@ -29,6 +29,9 @@ class Allocation:
 
     job: str
     """what scontrol calls this job; ``<array>_<task>`` in an array, where the bare id can mean the whole array"""
+    cluster: str
+    submitted: int
+    """seconds since 1970; of a job that was requeued, when that was"""
     name: str
     restarts: int
     nodes: tuple[str, ...]
@@ -41,6 +44,7 @@ class Allocation:
     crowded: bool
     """fewer CPUs than ranks on a node"""
     array_task: str | None
+    start_time: int | None
     end_time: int | None
     """seconds since 1970; None without a time limit"""
 
@@ -56,7 +60,7 @@ def read_allocation(job: str, record: str) -> Allocation:
     """
     env = os.environ
     nodes = expand(env["SLURM_JOB_NODELIST"])
-    if "SLURM_GPUS_PER_TASK" in env:
+    if "SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):  # the latter from 23.11 or so on
         raise LaunchError(
             "--gpus-per-task hides a node's other GPUs from each process: ask for them with --gpus-per-node"
         )
@@ -71,6 +75,8 @@ def read_allocation(job: str, record: str) -> Allocation:
     cpus = min(map(int, re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE", "1"))))  # 8(x2),16
     return Allocation(
         job=job,
+        cluster=env.get("SLURM_CLUSTER_NAME", ""),
+        submitted=submission_time(job),
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", env.get("SLURM_JOB_NAME", "job")).lstrip(".") or "job",
         restarts=int(env.get("SLURM_RESTART_COUNT", "0")),
         nodes=nodes,
@@ -79,7 +85,8 @@ def read_allocation(job: str, record: str) -> Allocation:
         cpus=max(1, cpus // processes),
         crowded=cpus < processes,
         array_task=env.get("SLURM_ARRAY_TASK_ID"),
-        end_time=end_time(job),
+        start_time=stamp("StartTime", record),
+        end_time=stamp("EndTime", record),
     )
 
 
@@ -116,15 +123,18 @@ def tasks_per_node() -> int | None:
     return int(layout.split("(")[0])
 
 
-def end_time(job: str) -> int | None:
-    """When the time limit ends the job, in seconds since 1970. Newer versions of Slurm set the variable."""
-    given = os.environ.get("SLURM_JOB_END_TIME", "")
-    if given.isdigit():
-        return int(given)
-    text = run_client("squeue", "--noheader", "--jobs", job, "--format", "%e").stdout.strip()
+def stamp(name: str, record: str) -> int | None:
+    """A time of the controller's record of a job, in seconds since 1970; None where it says none."""
+    found = re.search(rf"\b{name}=(\S+)", record)
     with contextlib.suppress(ValueError):
-        return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp())
+        return int(datetime.strptime(found[1], "%Y-%m-%dT%H:%M:%S").timestamp()) if found else None
     return None
+
+
+def submission_time(job: str) -> int:
+    """When the job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
+    asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+    return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 
 def job_name() -> str:
@@ -147,7 +157,8 @@ def show_job(job: str) -> str:
 
 def run_client(*command: str) -> subprocess.CompletedProcess[str]:
     """A Slurm command, its output captured."""
-    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="backslashreplace")
+    plain = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    return subprocess.run(command, env=plain, capture_output=True, encoding="utf-8", errors="backslashreplace")
 
 
 def say(text: str) -> None:

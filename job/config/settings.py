@@ -14,7 +14,9 @@ from typing import Literal
 from job.config.bounds import MANY, MOST_THREADS, number, path, url
 from job.config.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_ABOVE = Path(__file__).resolve().parents[2]
+REPOSITORY = _ABOVE if (_ABOVE / "configs").is_dir() else Path.cwd()
+"""the checkout; for a package that was installed without one, the current directory"""
 
 MAY_CHANGE = {"may_change": True}
 """mark of a setting, or of a whole section, that a run may be continued with another value of"""
@@ -26,10 +28,12 @@ NO_RECIPE = {"no_recipe": True}
 class Model:
     """Which network, and where its weights come from."""
 
-    name: Literal["simple_cnn", "vgg16", "vgg16_bn"] = "simple_cnn"
-    """network"""
+    name: str = "simple_cnn"
+    """simple_cnn, vgg16, any other image classifier of torchvision, such as resnet18, or timm/NAME where timm is"""
     weights: str | None = path(None)
-    """null (random), "imagenet" (torchvision's, VGG only), or a state dict's path (.safetensors or .pth)"""
+    """null (random), "imagenet" (its library's own), or a state dict's path (.safetensors or .pth)"""
+    freeze: Literal["backbone"] | list[str] | None = None
+    """what is not trained: null (nothing), "backbone" (all but the last layer), or a list of layers' names"""
     features_once: bool = False
     """VGG at 32 to 63 pixels: the first fully connected layer gets each feature once and learns as fast as the others;
     torchvision's gets each 49 times over and learns 49 times as fast (the weights file has torchvision's layout)"""
@@ -86,6 +90,13 @@ class Train:
     in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an image's loss counts images / (classes x images of its class), 1 on average over the training set"""
+    ema: float | None = number(None, 0.5, 1.0)
+    """share, such as 0.999, that an average of the weights keeps at each step, less in the first steps; that average is
+    evaluated and written in place of the weights themselves; null: none"""
+    patience: int | None = number(None, 1, MANY)
+    """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -102,8 +113,12 @@ class Optimizer:
     """update rule"""
     learning_rate: float = number(0.001, above=0)
     """peak learning rate, for the global batch; not scaled by the number of processes"""
+    backbone_rate: float = number(1.0, above=0)
+    """factor of the learning rate for all but the last layer"""
     weight_decay: float = number(0.0, 0)
     """L2 penalty (adam, sgd) or decoupled decay (adamw)"""
+    decay_norms: bool = True
+    """whether weight_decay is also that of biases and of normalisations, whose weights are vectors"""
     momentum: float = number(0.9, 0, 1.0)
     """sgd only"""
 
@@ -166,8 +181,13 @@ class Run:
     """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
     log_every: int = number(50, 1, 10**9)
     """optimizer steps between training lines in metrics.jsonl"""
+    weights: Literal["last", "best"] = field(default="last", metadata={"may_change": False, "no_recipe": False})
+    """which are tested and written: of the last epoch, or of the one with the best validation accuracy"""
     max_minutes: float | None = number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
+    notify: str | None = None
+    """who is told when a start of the run finishes, stops or fails: a command, which gets it as JSON on its standard
+    input, or $NAME of an environment variable that holds a command or a web address; null: nobody"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,27 +208,28 @@ class Config:
             section = getattr(self, part.name)
             for f in dataclasses.fields(section):
                 value, fits = getattr(section, f.name), f.metadata.get("fits")
+                if value is None and "None" not in str(f.type):  # the library takes it for "not given"
+                    raise UserError(f"{part.name}.{f.name}=null", "needs a value")
                 if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(
-                        f"{part.name}.{f.name}={value!s:.200}".replace("\0", "\\0"), f"must be {f.metadata['allowed']}"
-                    )
+                    raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
+        if self.run.notify is not None and ("://" in self.run.notify or not self.run.notify.strip()):
+            raise UserError(
+                "run.notify holds a web address, or nothing",
+                "an address may be a secret: put it into an environment variable, and give that as '$NAME'",
+            )
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
-        if self.train.gradient_shards and self.model.name == "vgg16_bn":
-            raise UserError(
-                "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"
-            )
+        if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
+            raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
             raise UserError(
                 f"data.image_size={self.data.image_size}",
                 f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
-        if self.data.url is not None and self.data.source != "cifar10":
-            raise UserError(f"data.url with data.source={self.data.source}", "only cifar10 is fetched; give data.root")
         if self.data.labels is not None and self.data.source != "folder":
             raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
         if self.data.hold_out == "grouped" and self.data.labels is None:

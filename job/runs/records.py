@@ -78,6 +78,8 @@ class ClassRow(TypedDict):
     precision: Share | None
     recall: Share | None
     f1: Share | None
+    auc: NotRequired[Share | None]
+    """of the class against all others; as for all of them, in ``Evaluation``"""
     interval: Interval | None
     """of the accuracy: 95%, Wilson's"""
 
@@ -91,19 +93,26 @@ class Confusion(TypedDict):
 
 
 class Origin(TypedDict):
-    """What an evaluation is of. The last five stand in that of a finished run."""
+    """What an evaluation is of. What need not be there stands in that of a finished run."""
 
     world_size: int
     checkpoint: str | None
     """the newest checkpoint, or the weights file, whose weights were evaluated"""
     epochs: NotRequired[int]
+    epochs_trained: NotRequired[int]
+    """fewer than ``epochs`` where train.patience came to its end"""
+    weights: NotRequired[Literal["last", "best"]]
+    """of the last epoch, or of the one of ``best_validation``"""
     best_validation: NotRequired[ValidationLine | None]
+    last_validation: NotRequired[ValidationLine | None]
     parameters: NotRequired[int]
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
     notes: NotRequired[list[str]]
     """what of the splits makes the numbers mean less than they seem to"""
+    root: NotRequired[str]
+    """where the images lie that job/evaluate.py was given, where they are not the run's own"""
 
 
 class Matrix(TypedDict):
@@ -116,15 +125,43 @@ class Matrix(TypedDict):
 
 
 class Evaluation(Origin, Matrix):
-    """``evaluation.json``, and ``evaluation-<split>.json`` of job/evaluate.py."""
+    """``evaluation.json``, and ``evaluation-<split>.json`` and ``evaluation-of-<data>.json`` of job/evaluate.py."""
 
     split: str
     images: int
     loss: float
     accuracy: Share
     interval: Interval
+    top5_accuracy: NotRequired[Share]
+    """share of images whose true class is among the five most probable: 1 with five classes or fewer"""
+    macro_accuracy: NotRequired[Share | None]
+    """mean of the classes' accuracies, each of the same weight, over those that have images (balanced accuracy)"""
+    macro_f1: NotRequired[Share | None]
+    """mean of the classes' F1, over those that have images or are predicted"""
+    calibration_error: NotRequired[Share]
+    """expected calibration error: how far the probability of the predicted class is from the share that is right"""
+    auc: NotRequired[Share | None]
+    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
+    times classes are more than 2^27, whose probabilities are not gathered"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
+
+
+class Seconds(TypedDict, total=False):
+    """Where the seconds of a start, or of all of them, went: each is in one of these."""
+
+    startup: float
+    """from the launch to the first step"""
+    training: float
+    """steps; of a run, those that count"""
+    repeated: float
+    """of a run: steps that a later start did again"""
+    checkpoints: float
+    """that training waited for"""
+    evaluation: float
+    """validation, test and report"""
+    waiting: float
+    """of a run: between two starts, and of a killed one since it last wrote"""
 
 
 class Status(TypedDict):
@@ -139,6 +176,11 @@ class Status(TypedDict):
     """starts in this directory, from 1"""
     recurs: NotRequired[bool]
     """whether the same command would come to the same end"""
+    complete: NotRequired[bool]
+    """of a finished run: whether its report was written and its result said"""
+    seconds: NotRequired[Seconds]
+    """of this start, until this was written"""
+    seconds_in_all: NotRequired[Seconds]
 
 
 class Start(TypedDict, total=False):
@@ -149,6 +191,16 @@ class Start(TypedDict, total=False):
     step: int
     """optimizer steps that stood when it began"""
     steps_per_epoch: Number
+    git_commit: str | None
+    code: str
+    """hex SHA-256 over the files in ``job/``"""
+    attempt: int
+    began: float
+    """seconds since 1970, of the launch under Slurm, or of the process"""
+    seconds: Seconds
+    """of a start that is over, when it last wrote"""
+    reached: int
+    """optimizer step that stood then"""
 
 
 class Environment(TypedDict, total=False):
@@ -159,6 +211,11 @@ class Environment(TypedDict, total=False):
     world_size: Number
     hosts: list[str]
     devices: list[str]
+    device_type: str
+    """cpu or cuda"""
+    launcher: str
+    """python, accelerate, torchrun or slurm"""
+    slurm_job: str | None
     torch: str
     accelerate: str
     attempts: list[Start]
@@ -176,6 +233,7 @@ class Position(TypedDict):
     skipped: int
     schedule: NotRequired[Annotated[list[Annotated[list[int], 2, 2]], 1, MOST]]
     best: ValidationLine | None
+    last: NotRequired[ValidationLine | None]
     metrics_bytes: int
     scaler: dict[str, Any] | None
     classes: list[str]

@@ -45,7 +45,7 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
         state, source = weights.read(path), path.name
     else:
         saved = _newest(run)
-        state, source = form.own_weights(saved.model, model), saved.name
+        state, source = form.own_weights(saved.evaluated, model), saved.name
     weights.load(model, state, name=f"weights of {run}")
     return model, source
 
@@ -60,25 +60,19 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
 
 def class_names(run: Path) -> tuple[str, ...]:
     """The classes of a finished or running run. Raises UserError when it has no weights yet."""
-    return _trained_on(run)[0]
+    return trained_on(run)[0]
 
 
-def require_data(
-    run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str, *, named: bool
-) -> bool:
-    """Whether the data are the run's own. Raises UserError where it makes no sense to evaluate it on their ``split``.
-
-    Its classes must be the run's. Of other data there is a test split alone, and that only where they were ``named``:
-    which of their other images the run was trained on, nobody knows.
-    """
-    names, known = _trained_on(run)
+def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str) -> None:
+    """Raise UserError unless ``split`` of these data is the run's own."""
+    names, known = trained_on(run)
     own = command_line.from_dict(configuration(run), str(run / "config.yaml"))
     same = known in (None, fingerprint)
     differences = [f"only the run has class {name}" for name in names if name not in classes][:1]
     differences += [f"only the data have class {name}" for name in classes if name not in names][:1]
     if not differences and names != classes:
         differences = ["the classes are in another order"]
-    if not same and (split != "test" or not named):
+    if not same:
         differences += [f"the images differ: fingerprint {str(known)[:12]} -> {fingerprint[:12]}"]
     if split != "test" or not same:  # a test split may be drawn, and another draw may have what was trained on
         before, now = flat(to_dict(own)), flat(to_dict(settings))
@@ -87,12 +81,11 @@ def require_data(
     if differences:
         raise UserError(
             f"this {split} split is not that of {run} ({'; '.join(differences)})",
-            "give the data that it was trained on, or name a test split of the same classes by --data.root",
+            "give the data that it was trained on, or name others of its classes by --data.root",
         )
-    return same
 
 
-def _trained_on(run: Path) -> tuple[tuple[str, ...], str | None]:
+def trained_on(run: Path) -> tuple[tuple[str, ...], str | None]:
     """The classes of a run and its data's fingerprint."""
     if result := evaluation(run):
         return tuple(row["name"] for row in result["classes"]), result.get("data")

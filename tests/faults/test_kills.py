@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from jobs import status
+
+from job.runs import reader
 
 KILLED = [-9]
 
@@ -16,6 +20,12 @@ INSTANTS_OF_A_SAVE = [
     "after rename",
     "retire",
 ]
+
+FINE_TUNING = (
+    *("--model.freeze", '["0"]', "--train.ema", "0.9", "--train.class_weights", "balanced", "--run.weights", "best"),
+    *("--train.patience", "1", "--optimizer.backbone_rate", "0.5", "--optimizer.weight_decay", "0.01"),
+    *("--optimizer.decay_norms", "false"),
+)
 
 
 def test_killed_at_any_instant_of_a_save_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
@@ -43,7 +53,18 @@ def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, u
     for step in (2, 6, 11, 13, 19, 24, 31, 36):
         job = start(faults=[{"do": "kill", "at": "step", "n": step}])
         assert job.wait() == KILLED, job.output
-    assert start().wait() == [0]
+        assert "the code in job/ is not" not in job.output
+    known = json.loads((tmp_path / "run" / "environment.json").read_text())
+    known["attempts"][-1]["code"] = "0" * 64
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(known))
+    job = start()
+    assert job.wait() == [0]
+    assert job.output.count("the code in job/ is not that of the last start (commit") == 1
+    run = reader.read(tmp_path / "run")
+    known, spent, last = run.environment["attempts"], run.spent, (run.path / "status.json").stat().st_mtime
+    assert sum(spent.values()) == pytest.approx(last - known[0]["began"], abs=1.0), "each second is in one place"
+    assert min(spent["training"], spent["repeated"], spent["startup"], spent["waiting"]) > 0
+    assert run.status["seconds_in_all"] == spent
     same(tmp_path / "run", undisturbed())
 
 
@@ -75,8 +96,12 @@ def test_killed_between_the_final_files_ends_with_the_same_bits(start, undisturb
         ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "flip", "--train.gradient_accumulation", "2")),
         ("", ("--optimizer.name", "sgd", "--schedule.name", "onecycle", "--train.clip_norm", "1")),
         ("", ("--optimizer.name", "adamw", "--optimizer.weight_decay", "0.1", "--schedule.name", "cosine")),
+        (
+            "narrow",
+            (*FINE_TUNING, "--model.name", "vgg16_bn", "--data.validation", "0.24", "--train.batch_size", "28"),
+        ),
     ],
-    ids=["dropout and augmentation", "batch normalisation in parts", "sgd", "adamw"],
+    ids=["dropout and augmentation", "batch normalisation in parts", "sgd", "adamw", "fine-tuning, a last batch of 1"],
 )
 def test_killed_with_every_kind_of_state_ends_with_the_same_bits(
     network, arguments, start, undisturbed, same, tmp_path
@@ -106,3 +131,36 @@ def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, star
     job = start(*arguments, processes=processes, network="narrow")
     assert job.wait() == [0] * processes, job.output
     same(tmp_path / "run", undisturbed(*arguments, processes=processes, network="narrow"))
+
+
+def test_killed_after_the_result_the_next_start_writes_what_is_missing(start, undisturbed, same, tmp_path) -> None:
+    """Out of memory while the report is drawn, say. A file that somebody deleted is written as well."""
+    run = tmp_path / "run"
+    for place in ("named evaluation.json", "report", "report"):
+        job = start(faults=[{"do": "kill", "at": place}])
+        assert job.wait() == KILLED, job.output
+        assert "test: " not in (run / "log.txt").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (run / "evaluation.json", run / "metrics.jsonl")}
+    (run / "model.safetensors").unlink()
+    job = start()
+    assert job.wait() == [0]
+    assert "what is missing is written: model.safetensors, report.html, figures, log.txt" in job.output
+    assert (run / "log.txt").read_text().count("test: ") == 1
+    assert (status(run)["state"], status(run)["complete"], status(run)["attempt"]) == ("finished", True, 1)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    same(run, undisturbed())
+    log = (run / "log.txt").read_text()
+    assert start().wait() == [0]
+    assert (run / "log.txt").read_text() == log
+
+
+def test_with_all_of_fine_tuning_on_and_shards_any_number_of_processes_goes_on_with_the_same_bits(
+    start, undisturbed, same, tmp_path
+) -> None:
+    arguments = (*FINE_TUNING, "--model.name", "vgg16", "--train.batch_size", "36", "--train.gradient_shards", "6")
+    for processes, point, n in ((2, "step", 7), (3, "evaluation", 2), (1, "copies.safetensors", 2)):
+        job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": point, "n": n}])
+        assert -9 in job.wait(), job.output
+    job = start(*arguments, processes=2, network="narrow")
+    assert job.wait() == [0, 0], job.output
+    same(tmp_path / "run", undisturbed(*arguments, network="narrow"))

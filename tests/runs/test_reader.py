@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import shutil
@@ -18,6 +20,7 @@ from job import compare, report, watch
 from job.config.errors import UserError
 from job.config.settings import Config, Data, Train
 from job.display import comparison_page
+from job.display.text import goodput
 from job.evaluation import comparison
 from job.runs import checkpoint, reader, restored
 from job.runs.directory import RunDirectory
@@ -157,27 +160,23 @@ def test_a_run_directory_below_a_link_is_one_like_others(runs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, True),
-        ({"split": "validation"}, True),
-        ({"fingerprint": "other", "named": True}, False),
+        ({}, ""),
+        ({"split": "validation"}, ""),
         ({"fingerprint": "other"}, "fingerprint -> other"),
-        ({"split": "train", "fingerprint": "other", "named": True}, "fingerprint -> other"),
-        ({"classes": ("ant", "bee", "dog"), "named": True}, "only the run has class cat; only the data have class dog"),
+        ({"split": "train", "fingerprint": "other"}, "fingerprint -> other"),
+        ({"classes": ("ant", "bee", "dog")}, "only the run has class cat; only the data have class dog"),
         ({"classes": ("bee", "ant", "cat")}, "another order"),
         ({"split": "validation", "settings": Config(train=Train(seed=3))}, "train.seed: 42 -> 3"),
         ({"split": "train", "settings": Config(data=Data(validation=0.5))}, "data.validation: 0.2 -> 0.5"),
-        ({"settings": Config(train=Train(seed=3))}, True),
+        ({"settings": Config(train=Train(seed=3))}, ""),
     ],
 )
 def test_a_run_is_evaluated_on_images_of_its_classes_that_it_was_not_trained_on(
-    changes: dict[str, Any], said: bool | str, runs: Path
+    changes: dict[str, Any], said: str, runs: Path
 ) -> None:
     given = {"settings": Config(), "split": "test", "classes": ("ant", "bee", "cat"), "fingerprint": "fingerprint"}
-    given |= {"named": False} | changes
-    if isinstance(said, bool):
-        assert restored.require_data(runs / "run", **given) == said  # type: ignore[arg-type]
-        return
-    with pytest.raises(UserError, match=said):
+    given |= changes
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
         restored.require_data(runs / "run", **given)  # type: ignore[arg-type]
 
 
@@ -198,3 +197,30 @@ def test_moments_that_do_not_fit_the_network_never_reach_the_optimizer() -> None
     ):
         with pytest.raises(UserError, match="does not fit the model"):
             checkpoint.restore_optimizer(model, optimizer, bad)
+
+
+def test_where_the_time_of_a_run_went_adds_up_whoever_was_killed(tmp_path: Path) -> None:
+    """Started at 1000 and killed at step 60; killed before it said anything; went on from 40; now at 90."""
+    run = run_directories.write(tmp_path / "run", finished=False)
+    spent = {"startup": 5.0, "training": 60.0, "checkpoints": 2.0, "evaluation": 3.0}
+    starts = [
+        {"attempt": 1, "began": 1000.0, "step": 0, "reached": 60, "seconds": spent},
+        {"attempt": 2, "began": 1100.0},
+        {"attempt": 3, "began": 1200.0, "step": 40},
+    ]
+    now = {"state": "running", "step": 90, "signal": None, "error": None, "attempt": 3}
+    (run / "environment.json").write_text(json.dumps({"attempts": starts}))
+    (run / "status.json").write_text(json.dumps(now | {"seconds": spent | {"training": 50.0}}))
+    first, silent, last = reader.read(run).spending
+    assert first == spent | {"training": 40.0, "repeated": 20.0}
+    assert silent == {}
+    assert last == spent | {"training": 50.0, "repeated": 0.0, "waiting": 130.0}
+    whole = reader.read(run).spent
+    assert sum(whole.values()) == 1260.0 - 1000.0, "from the first command to the last word"
+    assert goodput(whole) == (
+        "69.2% of 2 min 10 s trained steps that count; steps done again 20 s, start-up 10 s, checkpoints 4.0 s,"
+        " evaluation 6.0 s, and 2 min 10 s of waiting between starts"
+    )
+    # Killed between its first words in one file and in the other: what is said is of the start before.
+    (run / "status.json").write_text(json.dumps(now | {"attempt": 2, "seconds": spent}))
+    assert reader.read(run).spending[2] == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ def write(
     seed: int = 42,
     skill: float = 0.6,
     data: str = "fingerprint",
+    rare: int = 1,
 ) -> Path:
     """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test images.
 
-    ``loss`` replaces all training losses; what the test images are depends on ``data`` alone.
+    ``loss`` replaces all training losses; what the test images are depends on ``data`` alone. Each class but the first
+    has a ``rare``-th of its images.
     """
     path.mkdir(parents=True)
     settings = Config(
@@ -41,10 +44,13 @@ def write(
         data=Data(source="shapes10"),
     )
     (path / "config.yaml").write_text(to_yaml(dataclasses.replace(settings)))
-    starts = [
-        {"attempt": i, "started": f"2026-01-0{i}T12:00:00+0000", "step": step}
+    seconds = {"startup": 10.0, "training": 75.0, "checkpoints": 1.5, "evaluation": 5.0}
+    starts: list[dict[str, Any]] = [
+        {"attempt": i, "started": f"2026-01-0{i}T12:00:00+0000", "step": step, "began": 1000.0 * i}
         for i, step in enumerate((0, *resumed_at), 1)
     ]
+    for start, later in pairwise(starts):  # killed 50 steps later
+        start |= {"seconds": seconds, "reached": later["step"] + 50}
     environment = {
         "command": ["job/train.py", "--config", "a file.yaml"],
         "git_commit": "0123abcd",
@@ -64,20 +70,26 @@ def write(
                 file.write(json.dumps(line | {"loss": 2.2 - share, "accuracy": skill * share, "seconds": 0.5}) + "\n")
     state = "finished" if finished else "running"
     status = {"state": state, "step": epochs * 100, "signal": None, "error": None, "attempt": len(starts)}
+    status |= {"seconds": seconds}
     (path / "status.json").write_text(json.dumps(status))
     if finished:
-        _finish(path, classes, images, epochs, skill, data, seed)
+        _finish(path, classes, images, epochs, skill, data, seed, rare)
     return path
 
 
-def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skill: float, data: str, seed: int) -> None:
+def _finish(
+    path: Path, classes: tuple[str, ...], images: int, epochs: int, skill: float, data: str, seed: int, rare: int
+) -> None:
     labels = torch.arange(images) % len(classes)
+    labels[torch.arange(images) // len(classes) % rare != 0] = 0
     draw = torch.Generator().manual_seed(seed)
     wrong = torch.rand(images, generator=draw) >= skill
     offsets = torch.randint(1, max(len(classes), 2), (images,), generator=draw)
     predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
     confidence = torch.rand(images, generator=draw)
-    predictions = Predictions(predicted, confidence, torch.ones(images), labels)
+    others = (1 - confidence) / max(len(classes) - 1, 1)
+    probabilities = others[:, None].repeat(1, len(classes)).scatter_(1, predicted[:, None], confidence[:, None])
+    predictions = Predictions(predicted, confidence, torch.ones(images), labels, wrong.long(), probabilities)
     pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     predictions.save(path)

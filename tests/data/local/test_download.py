@@ -158,5 +158,3 @@ def test_when_no_source_has_it_each_says_why_and_what_came_is_kept(
 def test_addresses_that_cannot_be_are_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"data\.url=.*: must be null, or http"):
         Config(data=Data(url=url))
-    with pytest.raises(UserError, match="only cifar10 is fetched"):
-        Config(data=Data(source="folder", url="file:///srv/x.gz"))
