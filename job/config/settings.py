@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path
+from job.config.bounds import MANY, MOST_THREADS, number, path, url
 from job.config.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[2]
@@ -67,6 +67,8 @@ class Data:
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
+    url: str | None = url(None, **MAY_CHANGE, **NO_RECIPE)
+    """a site's own copy of cifar10's archive, http, https or file, tried before those that are known"""
     cache: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
     """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False

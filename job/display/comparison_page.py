@@ -109,7 +109,7 @@ def _runs(runs: list[Record]) -> Table:
             "run": run["name"],
             "model": run["model"],
             "seed": str(run["seed"]),
-            "accuracy": percent(run["accuracy"], 2),
+            "accuracy" if run["split"] == "test" else f"{run['split']} accuracy": percent(run["accuracy"], 2),
             "interval": f"{100 * run['interval'][0]:.1f}-{run['interval'][1]:.1%}",
             "published": percent(run["published"], 2),
             "above": _points(run["above_published"]),
@@ -119,8 +119,7 @@ def _runs(runs: list[Record]) -> Table:
         }
         for run in runs
     ]
-    note = "" if runs[0]["split"] == "test" else f"Accuracy is that of the {runs[0]['split']} images. "
-    return _table("runs", "Runs", rows, note + (_PUBLISHED if any(run["published"] for run in runs) else ""))
+    return _table("runs", "Runs", rows, _PUBLISHED if any(run["published"] for run in runs) else "")
 
 
 def _repetitions(groups: list[Record]) -> Table:
