@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import typing
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -24,61 +23,15 @@ import yaml
 from job.config.errors import UserError
 from job.config.plain import flat, to_dict
 from job.config.settings import REPOSITORY, Config
+from job.config.yaml_text import Refused, StrictLoader, load_yaml
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "simple_cnn.yaml"
 LARGEST_FILE = 1 << 16
 """bytes of a configuration file; those that people write have a few thousand"""
-DEEPEST = 20
-"""levels of nesting in a file or a value; settings have three"""
-LONGEST_NUMBER = 100
-"""characters; each such number is a float too"""
 LONGEST_VALUE = 4096
 """characters on the command line: as many as a path may have"""
 LONGEST_SHOWN = 200
 """characters of a value in a message"""
-
-
-class _Refused(yaml.MarkedYAMLError):
-    """What is YAML, and nobody writes it for this job."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe loading in which a key given twice is an error and ``1e-3`` is a number, as in YAML 1.2.
-
-    Refuses what settings do not need: a thousand characters of aliases stand for more than any memory holds.
-    """
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        for found, what in (
-            (isinstance(event, yaml.AliasEvent), "aliases are not taken, write the value itself"),
-            (getattr(event, "tag", None) is not None, "tags are not taken, write the value alone"),
-            (self.depth == DEEPEST, "nested too deeply"),
-        ):
-            if found:
-                raise _Refused(problem=what, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
-            raise _Refused(problem="a number of too many digits", problem_mark=node.start_mark)
-        return super().construct_scalar(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise _Refused(problem=f"key {twice[0]!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def config_name(argv: Sequence[str]) -> str:
@@ -88,27 +41,14 @@ def config_name(argv: Sequence[str]) -> str:
     return next((Path(value).stem for option, value in pairs if option == "--config"), DEFAULT_CONFIG.stem)
 
 
-def load_yaml(text: str, name: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds. Raises UserError, with the line, for anything else."""
-    try:
-        content = yaml.load(text, _StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for 2026-13-01
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{where}", f"not valid YAML: {problem}") from None
-    if not isinstance(content, dict):
-        raise UserError(name, "must hold settings, such as `train: {epochs: 3}`")
-    return content
-
-
 def parse(argv: Sequence[str], *, description: str) -> Config:
     """Defaults, then the file named by ``--config``, then ``--key.sub value``: a checked Config.
 
     Raises UserError for every mistake; ``--help`` and ``--print_config`` print and exit with status 0.
     """
     argv = list(argv)
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    named = any(word == "--config" or word.startswith("--config=") for word in argv)
+    if not named and DEFAULT_CONFIG.exists():  # an installed package has none: its defaults are the same
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
     parts = _parts(argv)
     parser = _parser()
@@ -216,8 +156,8 @@ def _check_value(name: str, text: str) -> None:
     if len(text) > LONGEST_VALUE:
         raise UserError(f"--{name}", f"has more than {LONGEST_VALUE} characters")
     try:
-        yaml.load(text, _StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
-    except _Refused as error:
+        yaml.load(text, StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
+    except Refused as error:
         raise UserError(f"--{name}={_shown(text)}", str(error.problem)) from None
     except (yaml.YAMLError, ValueError):
         pass
