@@ -103,7 +103,7 @@ def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
     asked = given(overrides, "--run.dir")
     if asked is None:
         return directory.find(REPOSITORY / "runs", allocation)
-    if allocation.array_task is not None:
+    if allocation.array_task is not None and "RANKZERO_SWEEP" not in os.environ:  # slurm/sweep.sh: one a task
         raise LaunchError(
             f"--run.dir {asked} in a job array gives every task the same directory: leave it out, and each has its own"
         )

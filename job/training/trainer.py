@@ -234,10 +234,12 @@ class Trainer:
             predictions = self._predictions(split, classes=len(self.dataset.classes) if final else 0)
         if predictions is None:
             self._stop()
-        names, said = self.dataset.classes, predictions.predicted.unique().tolist()
-        if len(said) == 1 and len(predictions.labels.unique()) > 1:
-            mend = "see whether the loss falls; lower optimizer.learning_rate, or give train.class_weights balanced"
-            self.console.warn(f"every {split} image is called {names[said[0]]}: {mend}")
+        said = predictions.predicted.unique().tolist()
+        if len(said) == 1 and len(predictions.labels.unique()) > 1 and (final or self.progress.epoch == 1):
+            what = f"every {split} image is called {self.dataset.classes[said[0]]}"
+            self.console.warn(
+                f"{what}: see whether the loss falls, lower the learning rate, balance train.class_weights"
+            )
         return predictions
 
     def _predictions(self, split: str, *, classes: int) -> Predictions | None:
