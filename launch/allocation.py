@@ -157,7 +157,12 @@ def kill_wait() -> float:
 
 def submission_time(job: str) -> int:
     """When the job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
-    asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+    for attempt in range(7):  # as for show_job: a start that cannot be told from others loses the run
+        if attempt:
+            time.sleep(10)
+        asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+        if asked.returncode == 0:
+            break
     return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 
