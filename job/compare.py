@@ -49,6 +49,8 @@ def main(argv: list[str]) -> int:
     else:
         runs = comparison.read(options.run)
         compared = comparison.compare(runs)
+        if found := arms.among(runs):
+            compared |= arms.compare(found)
     for one in runs:
         if one.run.unread:
             console.warn(f"{one.name}: {one.run.left_out}")

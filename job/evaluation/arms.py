@@ -59,6 +59,21 @@ def below(folder: Path) -> tuple[dict[str, dict[int, Finished]], list[str]]:
     return dict(sorted(arms.items())), left_out
 
 
+def among(runs: Sequence[Finished]) -> dict[str, dict[int, Finished]]:
+    """The recipes of ``runs``, called by the settings in which they differ, that share two seeds with another one."""
+    groups = [(settings, by_seed) for settings, by_seed in comparison.by_recipe(runs) if len(by_seed) > 1]
+    groups = [
+        one for one in groups if any(len(set(one[1]) & set(other[1])) > 1 for other in groups if other is not one)
+    ]
+    keys = dict.fromkeys(key for settings, _ in groups for key in settings)
+    differ = [key for key in keys if len({repr(settings.get(key)) for settings, _ in groups}) > 1]
+    return {", ".join(_called(key, settings.get(key)) for key in differ): by_seed for settings, by_seed in groups}
+
+
+def _called(key: str, value: Any) -> str:
+    return str(value) if key == "model.name" else f"{key.rpartition('.')[2]} {value}"
+
+
 def compare(arms: Arms) -> dict[str, Any]:
     """What ``comparison.json`` says of arms: of each, of every pair that shares seeds, and in a sentence each."""
     both = [pair for pair in itertools.combinations(arms, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
