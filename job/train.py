@@ -36,7 +36,7 @@ if __name__ == "__main__" and "--check" not in sys.argv:  # what comes before th
 from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.settings import Config
+from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
 from job.runs.directory import RunDirectory, choose
@@ -75,13 +75,9 @@ def main(argv: list[str]) -> int:
 
     console = Console(quiet=not group.is_rank_zero)
     directory = group.guarded(lambda: _open(settings, argv, console), on=group.is_rank_zero)
-    path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
     finished = group.from_rank_zero(directory.result if directory else None)
     if finished and finished.get("epochs") == settings.train.epochs:
-        if directory is not None:
-            if not (path / "report.html").exists():
-                _report(directory, console)
-            _show(finished, console, path)
+        group.guarded(lambda: _show_again(finished, settings, directory, console) if directory else None)
         group.close()
         return 0
     if directory is not None and group.roll_call is not None:
@@ -96,7 +92,8 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str], console: Console) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = choose(settings.run.dir, launcher.run_name(name), same_job=launcher.under_slurm())
+    job = launcher.slurm_job() if settings.run.dir is None else None
+    path = choose(settings.run.dir, launcher.run_name(name), job, console.say)
     return RunDirectory(path, settings, console.warn)
 
 
@@ -112,13 +109,14 @@ def _train(
     group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
-        console.say(f"run directory {directory.path}, attempt {directory.attempt}")
-    console.say(environment.in_words(processes))
+        console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
+    console.say(environment.in_words(processes), label="devices")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
+    disk = launcher.node_disk()
+    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
-    console.say(str(dataset))
+    console.say(str(dataset), label="data")
     for note in dataset.notes:
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
@@ -133,20 +131,22 @@ def _train(
         end_time=lambda: launcher.end_time(directory.path if directory else None),
         maximum=group.maximum if group.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer))
-    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""))
+    console.say(_describe_plan(trainer), label="plan")
+    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""), label="how")
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
         startup.mark("trackers")
-        console.say(f"ready after {startup.summary()}")
+        console.say(f"ready after {startup.summary()}", label="start-up")
         predictions = trainer.run()
         result = group.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
             _show(result, console, directory.path)
+            directory.completed()
+            _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
@@ -184,18 +184,55 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 def _report(directory: RunDirectory, console: Console) -> None:
     """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
     try:
-        from job.display import run_page
+        from job.display import index_page, run_page
 
         run_page.write(directory.path)
+        runs = directory.path.parent
+        if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
+            index_page.write(runs)
     except Exception as error:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
+    from job.display.text import listed
+
     console.result(result)
-    for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
-        if (path / name).exists():
-            console.say(f"wrote {path / name}")
+    names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
+    there = listed([name for name in names if (path / name).exists()])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
+
+
+def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:
+    """Show a finished run's result once more; write what is missing, where the start that found it was killed."""
+    from job.runs import files, restored
+
+    path, lacking = directory.path, directory.lacks()
+    if "log.txt" in lacking:
+        console.log_to(path / "log.txt")
+    if lacking:
+        console.say(f"the run is finished; what is missing is written: {', '.join(lacking)}")
+    if "model.safetensors" in lacking:
+        try:
+            model, _ = restored.restore(path, settings, tuple(row["name"] for row in result["classes"]))
+            files.save_weights(path / "model.safetensors", model.state_dict())
+        except (UserError, OSError) as error:  # its checkpoints may be gone as well
+            console.warn(f"no model.safetensors ({first_line(error)})")
+    if {"report.html", "figures"} & set(lacking):
+        _report(directory, console)
+    _show(result, console, path)
+    if "log.txt" in lacking:
+        directory.completed()
+        _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
+
+
+def _tell(settings: Config, directory: RunDirectory, console: Console, state: str, how: str) -> None:
+    """Tell who waits for the run in ``directory`` that this start of it ended."""
+    from job.display import notify
+
+    message = {"text": f"{directory.path.name}: {state}, {how}", "run": str(directory.path), "state": state}
+    if problem := notify.tell(settings.run.notify, message):
+        console.warn(problem)
 
 
 def _ended(error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None) -> int:
@@ -203,12 +240,15 @@ def _ended(error: Exception, settings: Config, group: Group, console: Console, d
     if isinstance(error, UserError):
         if directory is not None:
             directory.failed(str(error))
+            _tell(settings, directory, console, "failed", str(error))
         raise error
     if isinstance(error, StoppedEarlyError):
         if directory is not None:
             directory.stopped(str(error))
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         group.close()
+        if directory is not None:
+            _tell(settings, directory, console, "stopped", f"by {error}, and saved")
         return PREEMPTED
     message = ending.reason(error, group, settings.train.batch_size)
     if group.roll_call is not None and not ending.lost_contact(error):
@@ -216,6 +256,7 @@ def _ended(error: Exception, settings: Config, group: Group, console: Console, d
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
+        _tell(settings, directory, console, "failed", message)
     if group.roll_call.speaks() if group.roll_call is not None else group.is_rank_zero:
         ending.complain(message)
     return FAILED

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from job.config.errors import printable
-from job.runs.records import ClassRow, Confusion, Evaluation
+from job.runs.records import ClassRow, Confusion, Evaluation, Seconds, ValidationLine
 
 NOTHING = "-"
 """in place of a number that there is not; every terminal has it"""
@@ -20,6 +22,29 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+SPENT = {
+    "training": "steps that count",
+    "repeated": "steps done again",
+    "startup": "start-up",
+    "checkpoints": "checkpoints",
+    "evaluation": "evaluation",
+    "waiting": "waiting",
+}
+"""kinds of ``Seconds`` in words"""
+
+
+def goodput(seconds: Seconds) -> str:
+    """Which share of the allocated time trained steps that count, and where the rest went; "" where nobody said."""
+    each = {words: cast(float, seconds.get(kind, 0.0)) for kind, words in SPENT.items()}
+    waited, allocated = each.pop("waiting"), sum(each.values())
+    if not allocated:
+        return ""
+    trained = each.pop("steps that count")
+    rest = [f"{words} {duration(value)}" for words, value in each.items() if value >= 0.05]
+    rest += [f"and {duration(waited)} of waiting between starts"] * (waited >= 0.05)
+    return f"{percent(trained / allocated)} of {duration(allocated)} trained steps that count; {', '.join(rest)}"
 
 
 def percent(share: object, digits: int = 1) -> str:
@@ -71,8 +96,8 @@ def hardest(result: Evaluation) -> list[ClassRow]:
 
 
 def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
-    """The hardest classes that have images, such as "cat (31.2%)"."""
-    rows = [row for row in hardest(result) if row["accuracy"] is not None][:most]
+    """The hardest classes of which an image was mistaken, such as "cat (31.2%)"."""
+    rows = [row for row in hardest(result) if (row["accuracy"] or 0) < 1 and row["images"]][:most]
     return [f"{shortened(row['name'])} ({percent(row['accuracy'])})" for row in rows]
 
 
@@ -109,3 +134,26 @@ def measures(result: Evaluation) -> list[tuple[str, str, str]]:
         for key, (name, form, meaning) in told.items()
         if result.get(key) is not None and not (few and key == "top5_accuracy")
     ]
+
+
+def epoch_words(line: ValidationLine, epochs: int) -> str:
+    """A finished epoch, such as "epoch 1/10  step 125  train loss 1.7928  validation loss 1.3596  accuracy 50.78%"."""
+    words = f"epoch {line['epoch']}/{epochs}  step {line['step']:,}  train loss {decimals(line.get('train_loss'))}"
+    if "accuracy" not in line:
+        return words
+    return f"{words}  validation loss {decimals(line.get('loss'))}  accuracy {percent(line['accuracy'], 2)}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A curve in one line of at most ``width`` letters, from ▁ to █."""
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * height)] for height in heights(values, width))
+
+
+def heights(values: Sequence[float], most: int) -> list[float]:
+    """Finite ``values``, averaged to ``most`` at most, between 0 for the lowest and 1 for the highest."""
+    finite = [value for value in values if math.isfinite(value)]
+    parts = min(len(finite), most)
+    ends = [len(finite) * i // parts for i in range(parts + 1)] if parts else []
+    means = [math.fsum(finite[i:j]) / (j - i) for i, j in itertools.pairwise(ends)]
+    low, high = min(means, default=0), max(means, default=0)
+    return [(mean - low) / ((high - low) or 1) for mean in means]

@@ -19,9 +19,10 @@ Build = Callable[[int, int], nn.Module]
 
 
 def names(model: str) -> list[str]:
-    """What the library of ``model`` has: all of torchvision's classifiers, or timm's for ``timm/...``."""
+    """What the library of ``model`` has: torchvision's classifiers or, for ``timm/...``, timm's, tagged or not."""
     if model.startswith("timm/"):
-        return [f"timm/{name}" for name in timm(model).list_models()]
+        library = timm(model)
+        return [f"timm/{name}" for name in (*library.list_models(), *library.list_models(pretrained=True))]
     from torchvision import models
 
     return list(models.list_models(module=models))

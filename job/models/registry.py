@@ -36,7 +36,7 @@ def builder(name: str) -> libraries.Build:
     if name in NETWORKS:
         return lambda classes, _: NETWORKS[name](classes)
     known = libraries.names(name)
-    if name.partition(".")[0] not in known:  # timm's may end with the name of a weights file
+    if name not in known:
         near = difflib.get_close_matches(name, [*NETWORKS, *known], 1, 0.4)
         hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(NETWORKS)}, or one of torchvision's"
         raise UserError(f"model.name={name}: there is no such network", hint)

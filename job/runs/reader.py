@@ -16,7 +16,8 @@ from typing import Any, cast
 from job.config.errors import UserError, first_line
 from job.config.settings import Config
 from job.config.yaml_text import load_yaml
-from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
+from job.runs.environment import in_all, spending
+from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
@@ -28,6 +29,8 @@ _OWN = re.compile(
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")
+DEEPEST = 4
+"""folders between a folder and the runs that are looked for below it"""
 _TRACKERS = ("tensorboard", "wandb")
 """folders whose content is not ours"""
 
@@ -108,6 +111,16 @@ class Run:
         ]
 
     @property
+    def spending(self) -> list[Seconds]:
+        """Where the seconds of each start went; nothing of those that did not say."""
+        return spending(self.environment.get("attempts", []), self.status)
+
+    @property
+    def spent(self) -> Seconds:
+        """The same over all starts."""
+        return in_all(self.spending)
+
+    @property
     def resumed_at(self) -> list[int]:
         """Steps at which the run went on after it had been interrupted, ascending."""
         return sorted({attempt.step for attempt in self.attempts if attempt.step > 0})
@@ -145,6 +158,31 @@ def read(path: Path) -> Run:
         evaluation(path),
         read_json(path / "status.json", Status) or {},
     )
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run directories below ``folder``, links not followed, in the order of their names."""
+    if (folder / "config.yaml").exists():
+        return []  # one itself
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "config.yaml" in files:
+            found.append(Path(place))
+        if "config.yaml" in files or len(Path(place).relative_to(folder).parts) >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return sorted(found)
+
+
+def read_below(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs below ``folder``, and what is wrong with those that cannot be read."""
+    runs, problems = [], []
+    for path in runs_below(folder):
+        try:
+            runs.append(read(path))
+        except UserError as error:
+            problems.append(first_line(error))
+    return runs, problems
 
 
 def require_run(path: Path) -> None:

@@ -147,6 +147,23 @@ class Evaluation(Origin, Matrix):
     top_confusions: list[Confusion]
 
 
+class Seconds(TypedDict, total=False):
+    """Where the seconds of a start, or of all of them, went: each is in one of these."""
+
+    startup: float
+    """from the launch to the first step"""
+    training: float
+    """steps; of a run, those that count"""
+    repeated: float
+    """of a run: steps that a later start did again"""
+    checkpoints: float
+    """that training waited for"""
+    evaluation: float
+    """validation, test and report"""
+    waiting: float
+    """of a run: between two starts, and of a killed one since it last wrote"""
+
+
 class Status(TypedDict):
     """``status.json``."""
 
@@ -159,6 +176,11 @@ class Status(TypedDict):
     """starts in this directory, from 1"""
     recurs: NotRequired[bool]
     """whether the same command would come to the same end"""
+    complete: NotRequired[bool]
+    """of a finished run: whether its report was written and its result said"""
+    seconds: NotRequired[Seconds]
+    """of this start, until this was written"""
+    seconds_in_all: NotRequired[Seconds]
 
 
 class Start(TypedDict, total=False):
@@ -169,6 +191,16 @@ class Start(TypedDict, total=False):
     step: int
     """optimizer steps that stood when it began"""
     steps_per_epoch: Number
+    git_commit: str | None
+    code: str
+    """hex SHA-256 over the files in ``job/``"""
+    attempt: int
+    began: float
+    """seconds since 1970, of the launch under Slurm, or of the process"""
+    seconds: Seconds
+    """of a start that is over, when it last wrote"""
+    reached: int
+    """optimizer step that stood then"""
 
 
 class Environment(TypedDict, total=False):
@@ -179,6 +211,11 @@ class Environment(TypedDict, total=False):
     world_size: Number
     hosts: list[str]
     devices: list[str]
+    device_type: str
+    """cpu or cuda"""
+    launcher: str
+    """python, accelerate, torchrun or slurm"""
+    slurm_job: str | None
     torch: str
     accelerate: str
     attempts: list[Start]

@@ -18,6 +18,7 @@ from job.config.settings import Config
 from job.data.batches import Batches, Part
 from job.data.datasets import Dataset, to_device
 from job.display.console import Console
+from job.distributed import startup
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
@@ -106,12 +107,15 @@ class Trainer:
 
     def run(self) -> Predictions:
         """Train what is left to train, then test. Raises StoppedEarlyError or FailedError."""
+        startup.switch("training")
         try:
             if self.preemption.tick():  # a signal that came while torch was imported or images were decoded
                 self._stop()
             while self.progress.epoch <= self.settings.train.epochs and not self._out_of_patience():
                 self._train_epoch()
-                self._validate()
+                with startup.spending("evaluation"):
+                    self._validate()
+            startup.switch("evaluation")
             predictions = self._predict(self.dataset.final, final=True)
             self._save(final=True)
             return predictions
@@ -129,19 +133,20 @@ class Trainer:
         )
         beyond = (settings.epochs - progress.epoch) * images
         name = f"epoch {progress.epoch}/{settings.epochs}"
-        with self.console.bar(name, images, "images", progress.images, beyond) as move:
+        step = f"{progress.step:,}"
+        with self.console.bar(name, images, "images", progress.images, beyond, step=step, loss="") as move:
             for parts in batches:
                 count = min(size, images - progress.images)
                 self._recent.append((self._step(parts), count))
                 progress.step += 1
                 self.evaluated.follow(progress.step)
                 progress.images += count
-                move(count, "")
+                move(count, step=f"{progress.step:,}")
                 end = progress.images == images
                 due = self.saving.due(progress.step, progress.epoch if end else None)
                 if end or progress.step % self.settings.run.log_every == 0:
                     loss, late = self._write_line()
-                    move(0, f"loss {loss:.4f}")
+                    move(0, loss=f"{loss:.4f}")
                     due = due or late
                 if due:
                     self._save()
@@ -201,21 +206,20 @@ class Trainer:
         progress, began = self.progress, time.monotonic()
         loss = progress.epoch_loss / len(self.dataset.train)
         line = ValidationLine(split="validation", epoch=progress.epoch, step=progress.step, train_loss=loss)
-        words = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}  train loss {loss:.4f}"
+        best = False
         if len(self.dataset.validation):
             predictions = self._predict("validation")
             line["loss"] = predictions.loss if math.isfinite(predictions.loss) else None
             line["accuracy"] = predictions.accuracy
             line["class_accuracy"] = class_accuracy(predictions, len(self.dataset.classes))
-            words += f"  validation loss {predictions.loss:.4f}  accuracy {predictions.accuracy:.2%}"
-            if progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0):
+            best = progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0)
+            if best:
                 progress.best = line.copy()
                 self.evaluated.keep_best()
-                words += "  (best so far)"
             progress.last = line.copy()
         line["seconds"] = round(time.monotonic() - began, 3)
         self.saving.record(progress.step, line)
-        self.console.say(words)
+        self.console.epoch(line, self.settings.train.epochs, best=best)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
 
     def _out_of_patience(self) -> bool:
@@ -230,10 +234,12 @@ class Trainer:
             predictions = self._predictions(split, classes=len(self.dataset.classes) if final else 0)
         if predictions is None:
             self._stop()
-        names, said = self.dataset.classes, predictions.predicted.unique().tolist()
-        if len(said) == 1 and len(predictions.labels.unique()) > 1:
-            mend = "see whether the loss falls; lower optimizer.learning_rate, or give train.class_weights balanced"
-            self.console.warn(f"every {split} image is called {names[said[0]]}: {mend}")
+        said = predictions.predicted.unique().tolist()
+        if len(said) == 1 and len(predictions.labels.unique()) > 1 and (final or self.progress.epoch == 1):
+            what = f"every {split} image is called {self.dataset.classes[said[0]]}"
+            self.console.warn(
+                f"{what}: see whether the loss falls, lower the learning rate, balance train.class_weights"
+            )
         return predictions
 
     def _predictions(self, split: str, *, classes: int) -> Predictions | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_the_console_says_each_thing_once_and_plainly_in_a_file(runs: dict[int, 
     assert said.count("epoch 1/2") == 1
     for name in ("blue", "green", "red"):
         assert sum(line.strip("│ ").startswith(name) for line in said.splitlines()) == 1
-    assert f"wrote {runs[3] / 'evaluation.json'}" in said.replace("\n", "")
+    assert re.search(rf"wrote evaluation\.json, .* to {re.escape(str(runs[3]))};", said.replace("\n", " "))
     log = (runs[3] / "log.txt").read_text()
     assert "epoch 2/2" in log
     assert "blue" in log
@@ -383,43 +384,22 @@ def test_fewer_processes_or_gpus_than_asked_for_are_an_error_said_once(
     assert not (tmp_path / "run").exists()
 
 
-def test_several_tasks_of_a_slurm_step_without_a_group_are_refused(small: list[str], tmp_path: Path) -> None:
-    finished = run_job("train.py", *small, f"--run.dir={tmp_path / 'run'}", SLURM_STEP_NUM_TASKS="2")
-    assert "2 processes were asked for and 1 started" in the_error(finished)
-
-
 def test_a_batch_that_does_not_divide_is_one_error_on_rank_zero(small: list[str], tmp_path: Path) -> None:
     finished = run_job("train.py", *small, "--train.batch_size=43", f"--run.dir={tmp_path / 'run'}", processes=2)
     assert "train.batch_size=43 does not divide by 2 processes" in the_error(finished)
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_missing_data_are_one_error_that_says_what_to_do(processes: int, tmp_path: Path) -> None:
+def test_missing_data_are_one_error_that_says_what_to_do(tmp_path: Path) -> None:
     finished = run_job(
         "train.py",
         *(f"--data.root={tmp_path / 'nowhere'}", "--data.download=false", f"--run.dir={tmp_path / 'run'}"),
-        processes=processes,
+        processes=2,
     )
     assert "job/prepare.py" in the_error(finished)
     status = read(tmp_path / "run" / "status.json")
     assert status["state"] == "failed"
     assert "job/prepare.py" in status["error"]
-
-
-@pytest.mark.parametrize(
-    ("option", "says"),
-    [
-        ("--runtime.device=cuda", "1 GPU was asked for on"),
-        ("--model.weights=nowhere.pth", "model.weights=nowhere.pth: no such file"),
-        ("--data.root=/nonexistent", "/nonexistent"),
-        ("--run.dir=/proc/nowhere", "run directory /proc/nowhere cannot be written"),
-    ],
-)
-def test_what_is_not_there_is_one_error(option: str, says: str, small: list[str], tmp_path: Path) -> None:
-    if "cuda" in option and torch.cuda.is_available():
-        pytest.skip("speaks of a machine without GPUs")
-    assert says in the_error(run_job("train.py", *small, f"--run.dir={tmp_path / 'run'}", option))
 
 
 def test_out_of_memory_names_the_batch_size_that_was_tried(small: list[str], tmp_path: Path) -> None:
