@@ -81,6 +81,8 @@ def compare(arms: Arms) -> dict[str, Any]:
     known = [pair for pair in pairs if pair["p"] is not None]
     for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
         pair["p_holm"] = p
+        wanted = seeds_wanted(pair["difference"], pair["deviation"], tests=len(known))
+        pair["seeds_wanted"] = wanted and max(wanted, len(pair["seeds"]) + 1)
     of_each = [_arm(name, runs) for name, runs in arms.items()]
     return {"arms": of_each, "paired": pairs, "answers": answers(of_each, pairs)}
 
@@ -125,7 +127,8 @@ def _pair(first: str, second: str, arms: Arms) -> Record:
         "half_width_images": None if of_images is None else _of_images(of_images),
         "p": p_value(differences) if len(seeds) > 1 else None,
         "p_holm": None,
-        "seeds_wanted": seeds_wanted(mean, deviation) if deviation is not None else None,
+        "deviation": deviation,
+        "seeds_wanted": None,
         "unpaired_seeds": _unpaired(half, spreads[0], spreads[1]) if half else None,
         "classes": classes,
     }
@@ -173,19 +176,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return raised
 
 
-def seeds_wanted(difference: float, deviation: float) -> int | None:
-    """How many seeds would tell such a ``difference`` from none four times in five; None for more than MOST_SEEDS.
+def seeds_wanted(difference: float, deviation: float, tests: int = 1) -> int | None:
+    """How many seeds would tell such a ``difference`` from none four times in five, beside so many other ``tests``.
 
-    The power of the paired t test, by the noncentral t distribution (``scipy.stats.nct``): J. Cohen, "Statistical power
-    analysis for the behavioral sciences" (1988), section 2.
+    None for more than MOST_SEEDS. The power of the paired t test, by the noncentral t distribution
+    (``scipy.stats.nct``): J. Cohen, "Statistical power analysis for the behavioral sciences" (1988), section 2.
     """
     from scipy.stats import nct, t
 
-    if deviation == 0 or difference == 0:
-        return 2 if difference else None
+    level = (1 - LEVEL) / tests
+    if deviation == 0 or difference == 0:  # the sign test's
+        return math.ceil(1 - math.log2(level)) if difference else None
     effect = abs(difference) / deviation
     for count in range(2, MOST_SEEDS + 1):
-        if nct.sf(t.ppf((1 + LEVEL) / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
+        if nct.sf(t.ppf(1 - level / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
             return count
     return None
 

@@ -45,6 +45,8 @@ def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
     # J. Cohen (1988): an effect of 0.5 standard deviations wants 34 pairs at 80%.
     assert arms.seeds_wanted(0.005, 0.01) == 34
     assert arms.seeds_wanted(0.0, 0.01) is None
+    assert arms.seeds_wanted(0.005, 0.0) == 6  # 1 / 32 is the first below 5%
+    assert arms.seeds_wanted(0.005, 0.01, tests=6) > 34
 
 
 def test_a_difference_is_found_and_where_there_is_none_it_says_how_many_seeds_would_tell(tmp_path: Path) -> None:
