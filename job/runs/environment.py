@@ -29,7 +29,7 @@ def of_process(group: Group) -> dict[str, Any]:
     import accelerate
     import torch
 
-    cuda = group.device.type == "cuda"
+    cuda, job = group.device.type == "cuda", launcher.slurm_job() or {}
     return {
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(group.device) if cuda else _cpu_name(),
@@ -39,7 +39,8 @@ def of_process(group: Group) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "accelerate": accelerate.__version__,
-        **launcher.slurm_start(),
+        "slurm_job": job.get("job"),
+        "slurm_restarts": job.get("restarts", 0),
     }
 
 
