@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,11 @@ def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
         raise UserError(f"{file}: seeds={seeds}", "give a list of different whole numbers, such as [1, 2, 3]")
     _require_few(file, len(arms) * len(seeds))
     planned = {arm: _planned(file, base, arm, settings) for arm, settings in arms.items()}
-    return [_with_seed(planned[arm], seed, runs / file.stem / arm / f"seed-{seed}") for seed in seeds for arm in arms]
+    found = []
+    for seed, arm in itertools.product(seeds, arms):
+        with _of_arm(file, arm):
+            found.append(_with_seed(planned[arm], seed, runs / file.stem / arm / f"seed-{seed}"))
+    return found
 
 
 def _require_few(file: Path, runs: int) -> None:
@@ -101,8 +107,15 @@ def _planned(file: Path, base: Path, arm: str, settings: dict[str, Any]) -> Plan
         if key in settings:
             raise UserError(f"{file}: arm {arm}: {key}", "is given by the sweep itself; leave it out")
     words = [f"--config={base}", *(f"--{key}={_word(value)}" for key, value in settings.items())]
-    try:
+    with _of_arm(file, arm):
         return Planned(arm, 0, words, command_line.parse(words, description=""))
+
+
+@contextlib.contextmanager
+def _of_arm(file: Path, arm: str) -> Iterator[None]:
+    """Say of a mistake where it stands."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{file}: arm {arm}: {error}") from None
 
