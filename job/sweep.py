@@ -70,9 +70,12 @@ def main(argv: list[str]) -> int:
         return PREEMPTED
     folder = planned[0].path.parents[1]
     if len(failed) < len(planned):
-        compare = [sys.executable, str(REPOSITORY / "job" / "compare.py")]
-        subprocess.run([*compare, "--sweep", folder, "--out", folder], check=False)
+        subprocess.run([*_command("compare"), "--sweep", folder, "--out", folder], check=False)
     return FAILED if failed else 0
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name(f"{name}.py"))]
 
 
 def _name(run: Planned) -> str:
@@ -146,7 +149,7 @@ class _Sweep:
         with said.open("wb") as errors:
             # A session of its own: Ctrl-C comes to this process, which tells the others once.
             process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "job" / "train.py"), *run.words],
+                [*_command("train"), *run.words],
                 env=surroundings,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -111,7 +111,7 @@ def _pair(first: str, second: str, arms: Arms) -> Record:
     same = all(
         np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
     )
-    of_images = np.mean(gained, axis=0) if same else None
+    of_images = np.mean(gained, axis=0) if same and len(gained[0]) > 1 else None
     deviation = float(differences.std(ddof=1)) if len(seeds) > 1 else None
     spreads = [float(np.std([one.result["accuracy"] for one in runs], ddof=1)) if half else 0.0 for runs in (a, b)]
     classes = [
