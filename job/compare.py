@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
             console.warn(f"left out: {line}")
         runs = comparison.read(chosen)
         compared = comparison.compare(runs)
+        if found := arms.among(runs):
+            compared |= arms.compare(found)
     for one in runs:
         if one.run.unread:
             console.warn(f"{one.name}: {one.run.left_out}")

@@ -40,10 +40,9 @@ def tables(comparison: Record) -> list[Table]:
     if not few:
         best = max(runs, key=lambda run: run["accuracy"])["name"]
         pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
-    if "arms" in comparison:
-        shown = [_arms(comparison), _paired(comparison), _paired_classes(comparison), _runs(runs)]
-    else:
-        shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
+    shown = [_arms(comparison), _paired(comparison), _paired_classes(comparison)] if "arms" in comparison else []
+    shown += [_runs(runs), _repetitions([] if shown else repetitions), _pairs(pairs, note)]
+    shown += [_classes(comparison)] if few else []
     return [table for table in shown if table.rows]
 
 

@@ -188,13 +188,7 @@ def node_disk() -> Path | None:
 
 def die_with_launcher() -> None:
     """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
-    if by_launcher():
-        die_with_parent()
-
-
-def die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the process that started this one dies."""
-    if sys.platform == "linux":
+    if by_launcher() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

@@ -156,12 +156,18 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
-    groups: dict[str, dict[Any, Finished]] = {}
+    return [_spread(by_seed) for _, by_seed in by_recipe(runs) if len(by_seed) > 1]
+
+
+def by_recipe(runs: Sequence[Finished]) -> list[tuple[dict[str, Any], dict[int, Finished]]]:
+    """Each recipe, as settings with dotted keys, and its runs by seed."""
+    groups: dict[str, tuple[dict[str, Any], dict[int, Finished]]] = {}
     for one in runs:
+        settings = _recipe(one.run.config)
         # One run a seed: twice the same would count for less spread than there is.
-        by_seed = groups.setdefault(repr(sorted(_recipe(one.run.config).items())), {})
+        _, by_seed = groups.setdefault(repr(sorted(settings.items())), (settings, {}))
         by_seed.setdefault(one.run.setting("train.seed"), one)
-    return [_spread(by_seed) for by_seed in groups.values() if len(by_seed) > 1]
+    return list(groups.values())
 
 
 def _spread(by_seed: dict[Any, Finished]) -> dict[str, Any]:
