@@ -22,7 +22,7 @@ import jsonargparse
 import yaml
 
 from job.config.errors import UserError
-from job.config.plain import flat, to_dict
+from job.config.plain import OLD_AUGMENT, flat, renewed, to_dict
 from job.config.settings import REPOSITORY, Config
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "simple_cnn.yaml"
@@ -131,7 +131,7 @@ def from_dict(settings: dict[str, Any], name: str) -> Config:
     for key in flat(settings):
         _check_key(key, name)
     parser = _parser()
-    return _checked(parser, lambda: parser.parse_object(settings))
+    return _checked(parser, lambda: parser.parse_object(renewed(settings)))
 
 
 def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargparse.Namespace]) -> Config:
@@ -201,10 +201,11 @@ def _parts(argv: Sequence[str]) -> list[dict[str, Any] | list[str]]:
         if following is None:
             raise UserError(f"--{name}", "needs a value")
         if name == "config":
-            parts.append(_read(Path(following)))
+            parts.append(renewed(_read(Path(following))))
             continue
         _check_value(name, following)
-        parts.append([f"--{name}={following}"])
+        old = name == "data.augment" and following in OLD_AUGMENT
+        parts.append(renewed({"data": {"augment": following}}) if old else [f"--{name}={following}"])
     return [*parts, last]
 
 

@@ -22,6 +22,9 @@ NO_RECIPE = {"no_recipe": True}
 """mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
 
 
+Augmentation = Literal["flip", "crop", "resized_crop", "rotate", "color", "erasing"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which network, and where its weights come from."""
@@ -47,8 +50,10 @@ class Data:
     """share of the training images held out for validation, from 0 up to but not including 1"""
     image_size: int = number(32, 8, 1025)
     """height and width in pixels that images of the "folder" source are resized to"""
-    augment: Literal["none", "flip", "flip_crop"] = "none"
-    """training images: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
+    augment: list[Augmentation] = field(default_factory=list)
+    """what is done at random to training images, in whatever order it is named: flip (mirrored), crop (shifted by up to
+    4 pixels at 32, in proportion elsewhere), resized_crop (a box of 8% to all of it, enlarged), rotate (by up to 15
+    degrees), color (contrast, brightness and saturation by up to 40%), erasing (a box of 2% to 40% becomes the mean)"""
     mean: tuple[float, float, float] = number((0.5, 0.5, 0.5), -math.inf)
     """per channel, subtracted from values in [0, 1]"""
     std: tuple[float, float, float] = number((0.5, 0.5, 0.5), above=0)
@@ -76,6 +81,11 @@ class Train:
     in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
+    mixup: float = number(0.0, 0, 100.0)
+    """alpha: each training image is mixed with another one, in shares from Beta(alpha, alpha); 0: not"""
+    cutmix: float = number(0.0, 0, 100.0)
+    """alpha: a box of another image lies on each training image, its area from Beta(alpha, alpha); 0: not; with mixup
+    too a coin decides for each image"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)

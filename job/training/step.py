@@ -11,7 +11,8 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from job.config.settings import Config
-from job.data.batches import Batches, Part, address
+from job.data.augment import address
+from job.data.batches import Batches, Part
 from job.distributed.group import Group
 from job.training import optimizers
 from job.training.choices import Choices

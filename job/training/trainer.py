@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class Trainer:
         choices = choose(settings, self.model, dataset, group)
         self.how = f"{', '.join(said)}, {choices}"
         at_hand = to_device(dataset, group.device) if choices.images_on_device else dataset
-        share = {"rank": group.rank, "world_size": group.world_size}
+        share: dict[str, Any] = {"rank": group.rank, "world_size": group.world_size}
+        share |= {"train": settings.train, "classes": len(dataset.classes)}
         self.batches = {
             name: Batches(getattr(at_hand, name), settings.data, group.device, **share)
             for name in ("train", "validation", "test")

@@ -1,6 +1,6 @@
 """Kill runs with SIGKILL at random instants, again and again, and compare each with one that was not disturbed.
 
-  python tests/faults/soak.py --kills 50 [--pictures ARCHIVE] [--processes 2] [--network narrow] [--augment flip_crop]
+  python tests/faults/soak.py --kills 50 [--pictures ARCHIVE] [--processes 2] [--network narrow] [--augment [flip,crop]]
 
 Without --pictures the embedded data set is used. A run is killed until it happens to finish; then weights, predictions,
 evaluation.json, every line of metrics.jsonl and the last checkpoint are compared bit for bit, and the next one begins.
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--network", choices=["simple_cnn", "narrow"], default="simple_cnn")
-    parser.add_argument("--augment", choices=["none", "flip", "flip_crop"], default="none")
+    parser.add_argument("--augment", default="[]")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     arguments = ["--data.source", "folder", "--data.root", given.pictures] if given.pictures else []
