@@ -43,9 +43,17 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
-    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
     named = any(word.startswith(("--data.root", "--data.source")) for word in rest)
+    # Other images of more than 8 bits must be seen as those were that the run was trained on.
+    deep = group.from_rank_zero(group.guarded(lambda: restored.deep_range(run), on=group.is_rank_zero))
+    stored = group.once_a_node(
+        lambda: str(
+            datasets.prepare(
+                settings.data, console.bar, console.say, deep=(deep[0], deep[1]) if named and deep else "ask"
+            )
+        )
+    )
+    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
     data = (dataset.classes, dataset.fingerprint)
     same = group.guarded(lambda: restored.require_data(run, settings, split, *data, named=named), on=group.is_rank_zero)
     if same is False:

@@ -152,6 +152,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         best_validation=trainer.progress.best,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
+        deep=dataset.deep and list(dataset.deep),
     )
     try:
         files.save_weights(directory.path / "model.safetensors", trainer.final_weights())

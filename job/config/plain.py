@@ -49,9 +49,9 @@ OLD_AUGMENT = {"none": [], "flip": ["flip"], "flip_crop": ["flip", "crop"]}
 """what the one word meant that data.augment was before it was a list"""
 
 
-def renewed(settings: dict[str, Any]) -> dict[str, Any]:
+def renewed(settings: Any) -> Any:
     """Nested ``settings`` that an earlier version wrote, or a person wrote for it, in today's words."""
-    data = settings.get("data")
+    data = settings.get("data") if isinstance(settings, dict) else None
     if not isinstance(data, dict) or not isinstance(old := data.get("augment"), str) or old not in OLD_AUGMENT:
         return settings
     return settings | {"data": data | {"augment": OLD_AUGMENT[old]}}

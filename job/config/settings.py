@@ -50,6 +50,9 @@ class Data:
     """share of the training images held out for validation, from 0 up to but not including 1"""
     image_size: int = number(32, 8, 1025)
     """height and width in pixels that images of the "folder" source are resized to"""
+    resize: Literal["squeeze", "crop", "pad"] = "squeeze"
+    """how images that are not square become so: squeeze (both sides to image_size), crop (the shorter side, and of the
+    longer the middle is kept), pad (the longer side, and black to both sides of the shorter)"""
     augment: list[Augmentation] = field(default_factory=list)
     """what is done at random to training images, in whatever order it is named: flip (mirrored), crop (shifted by up to
     4 pixels at 32, in proportion elsewhere), resized_crop (a box of 8% to all of it, enlarged), rotate (by up to 15

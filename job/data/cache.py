@@ -7,6 +7,7 @@ It never changes once it stands under its name, so that reading one needs no loc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -56,15 +57,15 @@ class Contents:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """what the user should know at every start: images left out, files passed over"""
+    deep: tuple[float, float] | None = None
+    """values of images of more than 8 bits that became 0 and 255; None: there are no such images to train on"""
 
 
-@dataclass(frozen=True)
-class Stored:
+@dataclass(frozen=True, kw_only=True)
+class Stored(Contents):
     """A sound stored data set."""
 
     path: Path
-    classes: tuple[str, ...]
-    notes: tuple[str, ...]
     fingerprint: str
     """hex SHA-256 over class names and the content of all arrays"""
 
@@ -216,8 +217,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
             hashes = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
             about = {
                 "format": FORMAT,
-                "classes": contents.classes,
-                "notes": contents.notes,
+                **dataclasses.asdict(contents),
                 "sizes": {name: (working / f"{name}.npy").stat().st_size for name in ARRAYS},
                 "sha256": hashes,
                 "fingerprint": _fingerprint(contents.classes, hashes),
@@ -240,7 +240,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
 
 def _older(directory: Path, name: str) -> list[Path]:
     """Stored data sets, of any image size, of other content than ``name`` but of a source of the same name."""
-    version = r"-[0-9a-f]{16}-\d+(-skip)?"
+    version = r"-[0-9a-f]{16}-\d+(-\w+)*"
     source = re.sub(rf"{version}$", "", name)
     alike = (path for path in sorted(directory.iterdir()) if re.fullmatch(re.escape(source) + version, path.name))
     return [path for path in alike if not path.name.startswith(name[: len(source) + 17])]
@@ -264,7 +264,8 @@ def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | Non
         for name in ARRAYS:
             if (path / f"{name}.npy").stat().st_size != about["sizes"][name]:
                 return f"damaged ({name}.npy has the wrong size)"
-        stored = Stored(path, tuple(about["classes"]), tuple(about["notes"]), str(about["fingerprint"]))
+        deep, said = about.get("deep"), (tuple(about["classes"]), tuple(about["notes"]))
+        stored = Stored(*said, deep and tuple(deep), path=path, fingerprint=str(about["fingerprint"]))
         whole = stored.fingerprint == _fingerprint(stored.classes, about["sha256"])
         damaged = _damaged(stored, about["sha256"], progress) if whole and progress else None
         return stored if whole and not damaged else f"damaged ({damaged or 'about.json'} is not what was written)"

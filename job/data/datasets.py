@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from job.config.errors import UserError
 from job.config.settings import Data
 from job.data import cache, cifar10, folder, shapes10
 from job.data.cache import Contents, Log, Progress, silent
+from job.data.decoding import Deep, Range
 from job.data.folder import named
 
 
@@ -50,6 +52,8 @@ class Dataset:
     test: Split
     fingerprint: str
     """hex SHA-256 over class names, images and labels"""
+    deep: Range | None = None
+    """values of images of more than 8 bits that became 0 and 255"""
 
     def __str__(self) -> str:
         counts = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "validation", "test"))
@@ -75,14 +79,15 @@ def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def prepare(data: Data, progress: Progress = silent, log: Log = print) -> Path:
+def prepare(data: Data, progress: Progress = silent, log: Log = print, deep: Deep = "ask") -> Path:
     """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
     Only looks at the source, and verifies what was decoded, if that has been done. Any number of processes may call it
-    at once: one works, the others wait. Raises ``UserError`` for missing or damaged data and for a cache that cannot be
+    at once: one works, the others wait. ``deep`` is the range of images of more than 8 bits, where it is not to be the
+    data set's own. Raises ``UserError`` for missing or damaged data and for a cache that cannot be
     written.
     """
-    stored = cache.obtain(*_source(data, progress, log), progress, log)
+    stored = cache.obtain(*_source(data, progress, log, deep), progress, log)
     for note in stored.notes:
         log(note)
     return stored.path
@@ -105,6 +110,7 @@ def mapped(path: Path, data: Data, seed: int) -> Dataset:
         validation=Split(arrays["train_images"], labels, validation),
         test=Split(arrays["test_images"], test_labels, torch.arange(len(test_labels))),
         fingerprint=stored.fingerprint,
+        deep=stored.deep,
     )
 
 
@@ -127,7 +133,7 @@ def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, Callable[[Path], Contents]]:
+def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[Path], str, Callable[[Path], Contents]]:
     """Where the decoded data set that ``data`` asks for may lie, under which name, and how it is made."""
     root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
@@ -143,10 +149,12 @@ def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, 
             before = content()
 
             def build_folder(into: Path) -> Contents:
-                contents = folder.decode(root, data.image_size, data.skip_unreadable, into, progress)
+                contents = folder.decode(root, data.image_size, data.skip_unreadable, into, progress, data.resize, deep)
                 if content() != before:
                     raise UserError(f"{root}: changed while it was read", "start again when it is complete")
                 return contents
 
-            options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
-            return directories, f"{root.name[:64]}-{before[:16]}-{options}", build_folder
+            options = [data.image_size, *["skip"] * data.skip_unreadable]
+            options += [data.resize] * (data.resize != "squeeze")
+            options += [hashlib.sha256(repr(deep).encode()).hexdigest()[:8]] * (deep != "ask")
+            return directories, "-".join(map(str, (root.name[:64], before[:16], *options))), build_folder

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from job.config.errors import UserError
 from job.data import archives, cache, decoding
 from job.data.archives import shown
 from job.data.cache import Contents, ImageFile, Log, Progress
-from job.data.decoding import Encoded, Pixels
+from job.data.decoding import Deep, Encoded, Pixels, Range, Reader
 
 SPLITS = ("train", "test")
 LAYOUT = "expected train/<class>/* and test/<class>/* there, or an archive of that"
@@ -25,19 +26,38 @@ _BLOCK_BYTES = 1 << 24
 _NAMED = 3  # files named in a message; the others are counted
 
 
-def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress) -> Contents:
+def decode(
+    root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress, resize: str, deep: Deep = "ask"
+) -> Contents:
     """Write the images of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and name.
 
     See ``decoding.read`` for what becomes of other kinds of images. Of two members of the same name the later
     counts, as when an archive is extracted. Raises ``UserError`` for everything that is wrong with the folder or
     archive, for files that are no images unless ``skip_unreadable``, and for classes that differ between train and
-    test.
+    test. Where there are deep images and ``deep`` does not say their range, all is read twice: it is that of the
+    training images.
     """
-    root = root.absolute()
+    try:
+        return _decode(root.absolute(), size, skip_unreadable, into, progress, resize, deep)
+    except _DeepError as found:
+        return _decode(root.absolute(), size, skip_unreadable, into, progress, resize, found.deep)
+
+
+class _DeepError(Exception):
+    """There are deep images, whose range is ``deep``: None where there are none among the training images."""
+
+    def __init__(self, deep: Range | None) -> None:
+        self.deep = deep
+
+
+def _decode(
+    root: Path, size: int, skip_unreadable: bool, into: Path, progress: Progress, resize: str, deep: Deep
+) -> Contents:
     layout = _Layout(root)
     with ImageFile(into, "train", size) as train, ImageFile(into, "test", size) as test:
         files = {"train": train, "test": test}
-        rows, unreadable = _read_all(root, size, layout, files, progress)
+        reading = decoding.readers(size, min(decoding.cores(), 32), resize, deep)
+        rows, unreadable = _read_all(root, reading, layout, files, progress)
         classes, notes = layout.classes(), layout.notes()
         if unreadable:
             are = "file is not a readable image" if len(unreadable) == 1 else "files are not readable images"
@@ -47,7 +67,11 @@ def decode(root: Path, size: int, skip_unreadable: bool, into: Path, progress: P
             notes.append(f"left out: {what}")
         for split, file in files.items():
             file.finish(*_sorted(root, split, rows[split], classes))
-    return Contents(classes, tuple(notes))
+    if not isinstance(deep, tuple):
+        return Contents(classes, tuple(notes))
+    low, high = deep
+    notes.append(f"{root}: grey images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255")
+    return Contents(classes, tuple(notes), deep)
 
 
 def content_digest(root: Path, directories: Sequence[Path], progress: Progress, log: Log) -> str:
@@ -63,7 +87,11 @@ def content_digest(root: Path, directories: Sequence[Path], progress: Progress, 
 
 
 def _read_all(
-    root: Path, size: int, layout: _Layout, files: dict[str, ImageFile], progress: Progress
+    root: Path,
+    reading: AbstractContextManager[Reader],
+    layout: _Layout,
+    files: dict[str, ImageFile],
+    progress: Progress,
 ) -> tuple[dict[str, dict[str, int]], list[str]]:
     """Read serially, decode in parallel, collect in order.
 
@@ -75,9 +103,10 @@ def _read_all(
     paths: list[tuple[str, str]] = []  # of the block that is being gathered
     block: list[Encoded] = []
     held = 0  # bytes in it
+    ranges: list[tuple[str, Range]] = []  # of deep images, each with its split
     processes = min(decoding.cores(), 32)
     total, unit = archives.extent(root)
-    with decoding.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
+    with reading as read, progress(f"decoding {root.name}", total, unit) as advance:
 
         def collect(most: int) -> None:
             while len(queue) > most:
@@ -85,6 +114,8 @@ def _read_all(
                 for (split, path), image in zip(names, pixels.result(), strict=True):
                     if isinstance(image, str):
                         unreadable[split].append(f"{split}/{path} ({image})")
+                    elif isinstance(image, tuple):
+                        ranges.append((split, image))
                     else:
                         rows[split][path] = files[split].count
                         files[split].append(image)
@@ -106,6 +137,9 @@ def _read_all(
                 paths, block, held = [], [], 0
         queue.append((paths, read(block)))
         collect(0)
+    if ranges:
+        own = [one for split, one in ranges if split == "train"]
+        raise _DeepError((min(low for low, _ in own), max(high for _, high in own)) if own else None)
     return rows, [*unreadable["train"], *unreadable["test"]]
 
 

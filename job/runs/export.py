@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.batches import normalisation
+from job.data.decoding import RESIZE
 from job.distributed.group import Group, start
 from job.models import weights
 from job.runs import files
-from job.runs.restored import class_names, of_run, restore
+from job.runs.restored import class_names, deep_range, of_run, restore
 
 LARGEST_DIFFERENCE = 1e-4
 """between logits of the exported program and the network's, relative to the largest logit: rounding, no more"""
@@ -23,9 +24,11 @@ LARGEST_DIFFERENCE = 1e-4
 class Classifier(nn.Module):
     """Pixels, uint8 [b, 3, size, size] in RGB, to logits, float32 [b, classes]; normalises by itself."""
 
-    def __init__(self, network: nn.Module, settings: Config, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, network: nn.Module, settings: Config, classes: tuple[str, ...], deep: tuple[float, float] | None
+    ) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network, self.deep = network.eval(), deep
         self.settings, self.classes, self.size = settings, classes, settings.data.image_size
         constants = normalisation(settings.data, torch.device("cpu"))
         self.scale, self.shift = (nn.Buffer(constant, persistent=False) for constant in constants)
@@ -47,7 +50,7 @@ def restored(run: Path) -> tuple[Classifier, Group]:
     group = start(settings.runtime, deterministic=False)
     classes = class_names(run)
     network, _ = restore(run, settings, classes)
-    return Classifier(network, settings, classes).to(group.device), group
+    return Classifier(network, settings, classes, deep_range(run)).to(group.device), group
 
 
 def export(model: Classifier, into: Path) -> list[Path]:
@@ -57,7 +60,7 @@ def export(model: Classifier, into: Path) -> list[Path]:
     ``model.safetensors`` holds the network's weights alone; ``preprocessing.json`` says what to feed either.
     Raises UserError unless what was written, read back, gives the same logits.
     """
-    model = Classifier(model.network.cpu().float(), model.settings, model.classes)
+    model = Classifier(model.network.cpu().float(), model.settings, model.classes, model.deep)
     example = torch.randint(0, 256, (2, 3, model.size, model.size), dtype=torch.uint8)
     data = model.settings.data
     about = {
@@ -65,7 +68,8 @@ def export(model: Classifier, into: Path) -> list[Path]:
         "classes": model.classes,
         "image_size": model.size,
         "colour": "RGB, uint8, transparent pictures on white, turned upright",
-        "resize": "both sides to image_size, bilinear, antialiased",
+        "resize": f"{RESIZE[data.resize]}; bilinear, antialiased",
+        "more_than_8_bits": model.deep and f"(value - {model.deep[0]}) * 256 / {model.deep[1] - model.deep[0]}, cut",
         "program": "model.pt2 takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself",
         "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},
     }

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from job.config import command_line
 from job.config.errors import UserError, first_line
+from job.config.plain import renewed
 from job.config.settings import Config
 from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
 
@@ -179,7 +180,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content = command_line.load_yaml(path.read_text("utf-8"), str(path))
+        content: Record = renewed(command_line.load_yaml(path.read_text("utf-8"), str(path)))
         require(content, Config)
     return content
 

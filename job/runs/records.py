@@ -102,6 +102,8 @@ class Origin(TypedDict):
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
+    deep: NotRequired[Annotated[list[float], 2, 2] | None]
+    """values of its images of more than 8 bits that became 0 and 255"""
 
 
 class Matrix(TypedDict):
@@ -179,6 +181,8 @@ class Position(TypedDict):
     classes: list[str]
     data: str
     """the data set's fingerprint"""
+    deep: NotRequired[Annotated[list[float], 2, 2] | None]
+    """as in ``Origin``"""
     world_size: int
     config: Config
 

@@ -62,6 +62,12 @@ def class_names(run: Path) -> tuple[str, ...]:
     return _trained_on(run)[0]
 
 
+def deep_range(run: Path) -> tuple[float, float] | None:
+    """Values of images of more than 8 bits that were 0 and 255 to a finished or running run, if it had any."""
+    deep = _trained_on(run)[2]
+    return (deep[0], deep[1]) if deep else None
+
+
 def require_data(
     run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str, *, named: bool
 ) -> bool:
@@ -70,7 +76,7 @@ def require_data(
     Its classes must be the run's. Of other data there is a test split alone, and that only where they were ``named``:
     which of their other images the run was trained on, nobody knows.
     """
-    names, known = _trained_on(run)
+    names, known, _ = _trained_on(run)
     own = command_line.from_dict(configuration(run), str(run / "config.yaml"))
     same = known in (None, fingerprint)
     differences = [f"only the run has class {name}" for name in names if name not in classes][:1]
@@ -93,12 +99,12 @@ def require_data(
     return same
 
 
-def _trained_on(run: Path) -> tuple[tuple[str, ...], str | None]:
-    """The classes of a run and its data's fingerprint."""
+def _trained_on(run: Path) -> tuple[tuple[str, ...], str | None, list[float] | None]:
+    """The classes of a run, its data's fingerprint, and their range if they are of more than 8 bits."""
     if result := evaluation(run):
-        return tuple(row["name"] for row in result["classes"]), result.get("data")
+        return tuple(row["name"] for row in result["classes"]), result.get("data"), result.get("deep")
     saved = _newest(run).trainer
-    return tuple(saved["classes"]), saved["data"]
+    return tuple(saved["classes"]), saved["data"], saved.get("deep")
 
 
 def _newest(run: Path) -> State:

@@ -231,6 +231,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "classes": list(self.dataset.classes),
             "data": self.dataset.fingerprint,
+            "deep": self.dataset.deep and list(self.dataset.deep),
             "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }
