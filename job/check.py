@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import os
 import re
 import shutil
@@ -30,10 +31,11 @@ from job.config.settings import REPOSITORY, Config
 from job.data import datasets
 from job.display.console import plain_text
 from job.distributed import launcher
-from job.models import registry, weights
+from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
 from job.runs.directory import choose
+from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
 if TYPE_CHECKING:
@@ -124,10 +126,11 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     classes = len(dataset.classes) if dataset else 10
-    model = _look(checks, "model", lambda: _model(settings, shape, classes), partial(_in_words, settings))
+    found = _look(checks, "model", lambda: _model(settings, shape, classes), operator.itemgetter(1))
     if dataset is not None:
-        _look(checks, "plan", lambda: _plan(settings, len(dataset.train)))
-    if model is not None:
+        _look(checks, "plan", lambda: _plan(settings, len(dataset.train), len(dataset.validation)))
+    if found is not None:
+        model = found[0]
         size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         _look(checks, "memory", lambda: _memory(settings, shape, model))
@@ -186,23 +189,20 @@ def _processes(settings: Config, shape: Shape) -> str:
     return f"{shape.world_size} on {kind}s, {batch // shape.world_size} of the global batch of {batch} each"
 
 
-def _model(settings: Config, shape: Shape, classes: int) -> nn.Module:
-    """The model as it would be trained, with the weights that it would start from."""
+def _model(settings: Config, shape: Shape, classes: int) -> tuple[nn.Module, str]:
+    """The model as it would be trained, with the weights that it would start from, and that in words."""
     import torch
 
     size, device = settings.data.image_size, torch.device("cuda" if shape.on_gpus(settings) else "cpu")
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-    weights.pretrained(settings.model, model, download=False)
+    loaded = weights.pretrained(settings.model, model, download=False)
     form.fast(model, settings, image_size=size, device=device)
-    return model
+    frozen.freeze(model, settings)
+    return model, f"{settings.model.name}, {registry.described(model)}, {', '.join(loaded) or 'random weights'}"
 
 
-def _in_words(settings: Config, model: nn.Module) -> str:
-    count, source = registry.count_parameters(model), settings.model.weights or "random"
-    return f"{settings.model.name}, {count:,} parameters, weights: {source}"
-
-
-def _plan(settings: Config, images: int) -> str:
+def _plan(settings: Config, images: int, validation: int) -> str:
+    require_validation(settings, validation)
     steps = math.ceil(images / settings.train.batch_size)
     rate = learning_rate(settings, 0, steps)
     peak = settings.optimizer.learning_rate

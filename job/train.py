@@ -58,8 +58,11 @@ def main(argv: list[str]) -> int:
         one_thread=settings.train.gradient_shards is not None,
         meeting=preemption.while_ranks_meet(PREEMPTED),
     )
+    from job.models import registry
+
     # Together, or a rank that ends here takes the meeting place from those who are still on their way in.
     group.guarded(lambda: settings.parts(group.world_size))
+    group.guarded(lambda: registry.builder(settings.model.name), on=group.is_rank_zero)
     startup.mark("process group")
     from job.display.console import Console
 
@@ -149,7 +152,10 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         world_size=trainer.group.world_size,
         checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
+        epochs_trained=trainer.progress.epoch - 1,
+        weights=trainer.settings.run.weights,
         best_validation=trainer.progress.best,
+        last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
         deep=dataset.deep and list(dataset.deep),
@@ -210,14 +216,14 @@ def _ended(
 
 
 def _describe_plan(trainer: Trainer) -> str:
-    from job.models.registry import count_parameters
+    from job.models.registry import described
 
     settings, progress = trainer.settings, trainer.progress
     went_on = f", from step {progress.step} in epoch {progress.epoch}" if progress.step else ""
     return (
-        f"{settings.model.name}: {count_parameters(trainer.model):,} parameters, {settings.runtime.precision}; "
-        f"{settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, global batch size "
-        f"{settings.train.batch_size}{went_on}"
+        f"{', '.join([settings.model.name, *trainer.loaded])}: {described(trainer.model)}, "
+        f"{settings.runtime.precision}; {settings.train.epochs} epochs of {trainer.steps_per_epoch} steps, "
+        f"global batch size {settings.train.batch_size}{went_on}"
     )
 
 

@@ -29,10 +29,12 @@ Augmentation = Literal["flip", "crop", "resized_crop", "rotate", "color", "erasi
 class Model:
     """Which network, and where its weights come from."""
 
-    name: Literal["simple_cnn", "vgg16", "vgg16_bn"] = "simple_cnn"
-    """network"""
+    name: str = "simple_cnn"
+    """simple_cnn, vgg16, any other image classifier of torchvision, such as resnet18, or timm/NAME where timm is"""
     weights: str | None = path(None)
-    """null (random), "imagenet" (torchvision's, VGG only), or a state dict's path (.safetensors or .pth)"""
+    """null (random), "imagenet" (its library's own), or a state dict's path (.safetensors or .pth)"""
+    freeze: Literal["backbone"] | list[str] | None = None
+    """what is not trained: null (nothing), "backbone" (all but the last layer), or a list of layers' names"""
     features_once: bool = False
     """VGG at 32 to 63 pixels: the first fully connected layer gets each feature once and learns as fast as the others;
     torchvision's gets each 49 times over and learns 49 times as fast (the weights file has torchvision's layout)"""
@@ -89,6 +91,13 @@ class Train:
     cutmix: float = number(0.0, 0, 100.0)
     """alpha: a box of another image lies on each training image, its area from Beta(alpha, alpha); 0: not; with mixup
     too a coin decides for each image"""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an image's loss counts images / (classes x images of its class), 1 on average over the training set"""
+    ema: float | None = number(None, 0.5, 1.0)
+    """share, such as 0.999, that an average of the weights keeps at each step, less in the first steps; that average is
+    evaluated and written in place of the weights themselves; null: none"""
+    patience: int | None = number(None, 1, MANY)
+    """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -105,8 +114,12 @@ class Optimizer:
     """update rule"""
     learning_rate: float = number(0.001, above=0)
     """peak learning rate, for the global batch; not scaled by the number of processes"""
+    backbone_rate: float = number(1.0, above=0)
+    """factor of the learning rate for all but the last layer"""
     weight_decay: float = number(0.0, 0)
     """L2 penalty (adam, sgd) or decoupled decay (adamw)"""
+    decay_norms: bool = True
+    """whether weight_decay is also that of biases and of normalisations, whose weights are vectors"""
     momentum: float = number(0.9, 0, 1.0)
     """sgd only"""
 
@@ -169,6 +182,8 @@ class Run:
     """where metrics go beside metrics.jsonl; one that is not installed is left out, and said"""
     log_every: int = number(50, 1, 10**9)
     """optimizer steps between training lines in metrics.jsonl"""
+    weights: Literal["last", "best"] = field(default="last", metadata={"may_change": False, "no_recipe": False})
+    """which are tested and written: of the last epoch, or of the one with the best validation accuracy"""
     max_minutes: float | None = number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
 
@@ -201,10 +216,8 @@ class Config:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
-        if self.train.gradient_shards and self.model.name == "vgg16_bn":
-            raise UserError(
-                "train.gradient_shards", "vgg16_bn's statistics depend on who sees what; use vgg16, or null"
-            )
+        if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
+            raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
             raise UserError(
                 f"data.image_size={self.data.image_size}",

@@ -32,33 +32,40 @@ def require_room(path: Path, settings: Config, model: nn.Module) -> None:
 
 
 def checkpoint_bytes(settings: Config, model: nn.Module) -> int:
-    """Size of one checkpoint: fp32 weights, buffers and the optimizer's tensors."""
+    """Size of one checkpoint: fp32 weights, buffers, the optimizer's tensors, and copies of weights that are kept."""
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    size: int = weights + OPTIMIZER_TENSORS[settings.optimizer.name] * parameters
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    size: int = (1 + (settings.run.weights == "best")) * weights
+    size += (OPTIMIZER_TENSORS[settings.optimizer.name] + (settings.train.ema is not None)) * trained
     return size
 
 
 def memory_bytes(settings: Config, model: nn.Module, images: int, image_size: int) -> dict[str, int]:
     """Estimate, by kind, of what one process holds on its device with ``images`` of ``image_size`` pixels at once.
 
-    Activations are what the layers put out, once for the backward pass and a quarter as much again for what is alive
-    beside it; the kernels' workspace is not counted.
+    Activations are what the layers put out, from the first one that is trained on, once for the backward pass and a
+    quarter as much again for what is alive beside it; the kernels' workspace is not counted.
     """
     outputs = 0
 
-    def count(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def count(module: nn.Module, _inputs: object, output: object) -> None:
         nonlocal outputs
-        outputs += 0 if list(module.children()) else output.numel()
+        for tensor in output if isinstance(output, tuple) else (output,):  # attention gives its weights as well
+            if isinstance(tensor, torch.Tensor) and tensor.requires_grad and not list(module.children()):
+                outputs += tensor.numel()
 
-    with torch.no_grad(), register_module_forward_hook(count):
+    training = model.training
+    model.eval()  # one image has no statistics
+    with register_module_forward_hook(count):
         model(torch.zeros(1, 3, image_size, image_size))
+    model.train(training)
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = 4 if settings.runtime.precision == "fp32" else 2
     return {
         "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 4 * parameters * OPTIMIZER_TENSORS[settings.optimizer.name],
+        "gradients": 4 * trained,
+        "optimizer": 4 * trained * OPTIMIZER_TENSORS[settings.optimizer.name],
         "activations": int(1.25 * width * outputs * images),
         "lower-precision copies": 0 if width == 4 else 2 * parameters,
     }

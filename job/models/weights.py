@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import pickle
+import re
 import socket
 from pathlib import Path
 
@@ -12,23 +15,38 @@ from torch import Tensor, nn
 
 from job.config.errors import UserError
 from job.config.settings import Model
+from job.models import libraries
 
 _MEND = "give a .safetensors or .pth state dict"
+_OLD_NAMES = {  # of DenseNet and of vision transformers
+    r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)": r"\1\2",
+    r"\.mlp\.linear_1\.": ".mlp.0.",
+    r"\.mlp\.linear_2\.": ".mlp.3.",
+}
+_AUXILIARY = re.compile(r"(AuxLogits|aux\d)\.")
+_POSITIONS = "encoder.pos_embedding"
 _NO_WEIGHTS = {b"version https://git-lfs": "a Git LFS pointer", b"<": "a web page"}
 
 
 def pretrained(settings: Model, model: nn.Module, *, download: bool) -> list[str]:
     """Load ``settings.weights`` into ``model``; a last layer for another number of classes stays as it is.
 
-    Returns what had to be undone, in words. Raises UserError when the file is not there, is damaged, or belongs to
-    another model.
+    Returns what was done, in words. Raises UserError when the file is not there, is damaged, or belongs to another
+    model.
     """
     path = fetch(settings, download=download)
     if path is None:
         return []
-    state, said = _without_prefix(read(path), next(iter(model.state_dict())))
-    load(model, state, name=f"{settings.name} weights {path}", keep_head=True)
-    return said
+    own = model.state_dict()
+    state, below = _without_prefix(read(path), next(iter(own)))
+    state = _renewed(state, own)
+    head = [name for name, parameter in model.named_parameters() if getattr(parameter, "head", False)]
+    fresh = [name for name in head if name not in state or state[name].shape != own[name].shape]
+    if all(name not in state or state[name].shape[1:] == own[name].shape[1:] for name in fresh):
+        state |= {name: own[name] for name in fresh}
+    load(model, state, name=f"{settings.name} weights {path}")
+    layers = ", ".join(dict.fromkeys(name.rpartition(".")[0] for name in fresh))
+    return [f"weights of {path.name}{below}", *([f"{layers} new"] if fresh else [])]
 
 
 def fetch(settings: Model, *, download: bool) -> Path | None:
@@ -40,10 +58,12 @@ def fetch(settings: Model, *, download: bool) -> Path | None:
         if not path.is_file():
             raise UserError(f"model.weights={settings.weights}", "no such file; give a .safetensors or .pth state dict")
         return path
+    if settings.name.startswith("timm/"):
+        return libraries.timm_weights(settings.name, download=download)
     from torchvision.models import get_model_weights
 
     try:
-        url: str = get_model_weights(settings.name).IMAGENET1K_V1.url
+        url: str = get_model_weights(settings.name).DEFAULT.url
     except ValueError:
         raise UserError("model.weights=imagenet", f"there are none for {settings.name}; use null, or a file") from None
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
@@ -104,27 +124,40 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     raise UserError(f"weights {path}", "must hold a state dict: tensors by name")
 
 
-def _without_prefix(state: dict[str, Tensor], first: str) -> tuple[dict[str, Tensor], list[str]]:
+def _without_prefix(state: dict[str, Tensor], first: str) -> tuple[dict[str, Tensor], str]:
     """``state`` without what a program (``state_dict.``, ``module.``) put before every name, and what was done.
 
     ``first``: the name of the network's first tensor.
     """
     prefix = next((name.removesuffix(first) for name in state if name.endswith(f".{first}")), "")
     if not prefix or first in state or not all(name.startswith(prefix) for name in state):
-        return state, []
+        return state, ""
     bare = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return bare, [f"weights found below {prefix.rstrip('.')}"]
+    return bare, f" (below {prefix.rstrip('.')})"
 
 
-def load(model: nn.Module, state: dict[str, Tensor], *, name: str, keep_head: bool = False) -> None:
-    """Copy ``state`` into ``model``, all of it or, with UserError, nothing.
+def _renewed(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` as torchvision's networks of today, such as the one whose state is ``own``, have it.
 
-    ``keep_head``: a last layer of another number of classes is left out, as fine-tuning wants.
+    Its files have names of older ones; heads that only training from scratch used; no counts of batches; positions of a
+    vision transformer for images of another size.
     """
+    for old, new in _OLD_NAMES.items():
+        state = {re.sub(old, new, name): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if name in own or not _AUXILIARY.match(name)}
+    state |= {name: own[name] for name in own if name.endswith(".num_batches_tracked") and name not in state}
+    if _POSITIONS in own and _POSITIONS in state and state[_POSITIONS].shape != own[_POSITIONS].shape:
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        state[_POSITIONS] = state[_POSITIONS].float()
+        with contextlib.suppress(ValueError):  # of another kind of network, which is said later
+            interpolate_embeddings(math.isqrt(own[_POSITIONS].shape[1] - 1), 1, state)
+    return state
+
+
+def load(model: nn.Module, state: dict[str, Tensor], *, name: str) -> None:
+    """Copy ``state`` into ``model``, all of it or, with UserError, nothing."""
     own = model.state_dict()
-    head = list(own)[-2:]  # weight and bias of the last layer
-    if keep_head and all(key in state and state[key].shape[1:] == own[key].shape[1:] for key in head):
-        state = state | {key: own[key] for key in head if state[key].shape != own[key].shape}
     given, wanted = ({key: list(tensor.shape) for key, tensor in tensors.items()} for tensors in (state, own))
     problems = [f"{key} is missing" for key in own if key not in state]
     problems += [f"{key} is not the model's" for key in state if key not in own]

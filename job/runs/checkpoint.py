@@ -1,7 +1,7 @@
 """The whole training state on disk, such that a crash at any instant leaves a usable one.
 
-A checkpoint is a directory ``step-00000313`` of two safetensors files, one JSON file and a manifest with sizes and
-SHA-256. It is written beside, flushed, and renamed into place last; older ones go only after that. Nothing is pickled.
+A checkpoint is a directory ``step-00000313`` of two or three safetensors files, a JSON file and a manifest with sizes
+and SHA-256. It is written beside, flushed, and renamed into place last; older ones go only after that. No pickles.
 World size is no part of it: positions count images, and only rank zero reads or writes.
 """
 
@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ from job.runs.records import Position, require
 FORMAT = 1
 MANIFEST = "manifest.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "trainer.json")
+COPIES = "copies.safetensors"  # where there are any
+AVERAGE, BEST = "average/", "best/"
+"""what stands before a tensor's name in ``State.copies``"""
 DAMAGED = (OSError, ValueError, KeyError, RecursionError, SafetensorError)
 """what ``read`` raises for a checkpoint that is not whole"""
 
@@ -47,11 +50,18 @@ class State:
     """``<parameter name>/<key>``"""
     trainer: dict[str, Any]
     """plain values for JSON: step, position in the epoch in images, running losses, best result, ..."""
+    copies: dict[str, Tensor] = field(default_factory=dict)
+    """weights beside those that are trained: their average, the best by validation"""
 
     @property
     def name(self) -> str:
         """of the checkpoint that holds it"""
         return f"step-{self.trainer['step']:08d}"
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """The weights that an evaluation sees."""
+        return below(BEST, self.copies) or self.model | below(AVERAGE, self.copies)
 
 
 class NotFiniteError(RuntimeError):
@@ -86,7 +96,8 @@ class Checkpoints:
         if self._directory is None or (self._writer is not None and self._writer.is_alive()):
             return False
         begin = time.monotonic()
-        copy = State(files.to_host(state.model), files.to_host(state.optimizer), state.trainer)
+        model, optimizer, copies = map(files.to_host, (state.model, state.optimizer, state.copies))
+        copy = State(model, optimizer, state.trainer, copies)
         self._error = None  # whatever became of the save before this one, it matters no more
         self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
         self._writer.start()
@@ -185,7 +196,9 @@ def write(directory: Path, state: State) -> Path:
     temporary.mkdir()
     try:
         written = {}
-        for name, tensors in (("model.safetensors", state.model), ("optimizer.safetensors", state.optimizer)):
+        for name, tensors in zip((*FILES[:2], COPIES), (state.model, state.optimizer, state.copies), strict=True):
+            if name == COPIES and not tensors:
+                continue
             written[name] = files.write_safetensors(temporary / name, tensors)
             reached(name)
         text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
@@ -212,7 +225,8 @@ def read(path: Path) -> State:
     try:
         manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         number = manifest["format"]
-        listed = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in FILES}
+        names = [*FILES, *([COPIES] if COPIES in manifest["files"] else [])]
+        listed = {name: (manifest["files"][name]["bytes"], manifest["files"][name]["sha256"]) for name in names}
     except FileNotFoundError:
         raise ValueError("it has no manifest") from None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -240,8 +254,16 @@ def read(path: Path) -> State:
         raise ValueError(f"it is of step {trainer['step']}, unlike its name")
     if len(trainer["losses"]) != len(trainer["counts"]):
         raise ValueError("trainer.json has not as many counts as losses")
-    with files.opened_as(path / "model.safetensors") as model, files.opened_as(path / "optimizer.safetensors") as state:
-        return State(load_file(model), load_file(state), trainer)
+    tensors = {}
+    for name in listed.keys() - {"trainer.json"}:
+        with files.opened_as(path / name) as file:
+            tensors[name] = load_file(file)
+    return State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of ``tensors`` whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -253,7 +275,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
 def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Undo ``optimizer_tensors``, onto the parameters' devices. Raises UserError for those of anything else."""
     order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     keys = ("momentum_buffer",) if "momentum" in optimizer.defaults else ("step", "exp_avg", "exp_avg_sq")
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     wanted = {f"{name}/{key}": () if key == "step" else shape for name, shape in shapes.items() for key in keys}

@@ -91,13 +91,18 @@ class Confusion(TypedDict):
 
 
 class Origin(TypedDict):
-    """What an evaluation is of. The last four stand in that of a finished run."""
+    """What an evaluation is of. What need not be there stands in that of a finished run."""
 
     world_size: int
     checkpoint: str | None
     """the newest checkpoint, or the weights file, whose weights were evaluated"""
     epochs: NotRequired[int]
+    epochs_trained: NotRequired[int]
+    """fewer than ``epochs`` where train.patience came to its end"""
+    weights: NotRequired[Literal["last", "best"]]
+    """of the last epoch, or of the one of ``best_validation``"""
     best_validation: NotRequired[ValidationLine | None]
+    last_validation: NotRequired[ValidationLine | None]
     parameters: NotRequired[int]
     """that were trained"""
     data: NotRequired[str]
@@ -176,6 +181,7 @@ class Position(TypedDict):
     skipped: int
     schedule: NotRequired[Annotated[list[Annotated[list[int], 2, 2]], 1, MOST]]
     best: ValidationLine | None
+    last: NotRequired[ValidationLine | None]
     metrics_bytes: int
     scaler: dict[str, Any] | None
     classes: list[str]

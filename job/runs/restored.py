@@ -44,7 +44,7 @@ def restore(run: Path, settings: Config, classes: tuple[str, ...]) -> tuple[nn.M
         state, source = weights.read(path), path.name
     else:
         saved = _newest(run)
-        state, source = form.own_weights(saved.model, model), saved.name
+        state, source = form.own_weights(saved.evaluated, model), saved.name
     weights.load(model, state, name=f"weights of {run}")
     return model, source
 

@@ -1,4 +1,4 @@
 """The loop.
 
-Others use optimizers: learning_rate; trainer: Trainer.
+Others use evaluated: require_validation; optimizers: learning_rate; trainer: Trainer.
 """

@@ -13,6 +13,7 @@ from torch import nn
 from job.config.settings import Config
 from job.data.datasets import Dataset
 from job.distributed.group import Group
+from job.training.optimizers import trained
 
 Sums = Literal["none", "flat", "overlapped", "ordered"]
 """How the gradients of ranks are summed: there is one rank; all at once after the backward pass; in the buckets of
@@ -88,5 +89,5 @@ def _sums(settings: Config, model: nn.Module, world_size: int, *, at_once: bool)
         return "ordered"
     if world_size == 1:
         return "flat" if at_once and settings.train.gradient_accumulation > 1 else "none"
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in trained(model))
     return "flat" if at_once or size <= ONE_BUCKET else "overlapped"

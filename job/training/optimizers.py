@@ -13,18 +13,20 @@ from job.config.settings import Config, Optimizer
 
 
 def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = False) -> torch.optim.Optimizer:
-    """The optimizer over all of ``model``'s parameters, one fused kernel for those that stand for as many copies.
+    """The optimizer over what is trained of ``model``, one fused kernel for the parameters that move alike.
 
     A weight that is the sum of ``copies`` weights with the same gradient moves as all of them together do: ``copies``
     times as far, and its decay, which is a share of it, no faster. ``recorded``: a CUDA graph will hold the update, and
     reads the learning rate from device memory.
     """
-    by_copies: dict[int, list[nn.Parameter]] = defaultdict(list)
-    for parameter in model.parameters():
-        by_copies[getattr(parameter, "copies", 1)].append(parameter)
+    alike: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in trained(model):
+        copies = getattr(parameter, "copies", 1)
+        factor = copies * (1 if getattr(parameter, "head", False) else settings.backbone_rate)
+        decays = settings.decay_norms or parameter.ndim > 1
+        alike[factor, settings.weight_decay / copies if decays else 0.0].append(parameter)
     groups: list[dict[str, object]] = [
-        {"params": parameters, "copies": copies, "weight_decay": settings.weight_decay / copies}
-        for copies, parameters in by_copies.items()
+        {"params": parameters, "factor": factor, "weight_decay": decay} for (factor, decay), parameters in alike.items()
     ]
     rate = settings.learning_rate
     for group in groups if recorded else ():
@@ -35,10 +37,15 @@ def make_optimizer(settings: Optimizer, model: nn.Module, *, recorded: bool = Fa
     return kind(groups, lr=rate, fused=True, capturable=recorded)
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``model`` that are not frozen."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let the next step take ``rate``."""
     for group in optimizer.param_groups:
-        scaled = rate * group["copies"]
+        scaled = rate * group["factor"]
         group["lr"] = group["lr"].fill_(scaled) if isinstance(group["lr"], Tensor) else scaled
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from job.config.settings import Config
 from job.data.augment import address
 from job.data.batches import Batches, Part
 from job.distributed.group import Group
+from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.exchange import Exchange
@@ -23,18 +26,27 @@ from job.training.graphs import Graphs, Warn
 class Step:
     """Takes one optimizer step after the other on this rank. ``model`` has rank zero's weights from here on.
 
-    ``warn`` hears when CUDA graphs were chosen and cannot be recorded.
+    ``class_weights`` [classes]: what an image's loss counts. ``warn`` hears when CUDA graphs were chosen and cannot be
+    recorded.
     """
 
     def __init__(
-        self, settings: Config, model: nn.Module, batches: Batches, group: Group, choices: Choices, warn: Warn
+        self,
+        settings: Config,
+        model: nn.Module,
+        batches: Batches,
+        group: Group,
+        choices: Choices,
+        warn: Warn,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.settings, self.model, self.batches, self.group = settings, model, batches, group
         self.optimizer = optimizers.make_optimizer(settings.optimizer, model, recorded=choices.graphs)
         # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
-        self._parameters = list(model.parameters())
-        self._random = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+        self._parameters = optimizers.trained(model)
+        self._norms = frozen.normalised(model)
+        self._class_weights = None if class_weights is None else class_weights.to(group.device)
         if settings.runtime.compile == "default":
             model.compile()
         self._wrapped: Any = model
@@ -64,9 +76,8 @@ class Step:
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
-            if self._random:
-                piece = self.group.rank * len(parts) + i
-                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout
+            piece = self.group.rank * len(parts) + i
+            torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
@@ -80,11 +91,24 @@ class Step:
 
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
+        if len(part.rows) == 1 and self._norms:  # one image has no variance
+            with _without_trace(self._norms):
+                return self.gradient(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2))
         images, labels = self.batches.fetch(part.rows)
         with self.group.accelerator.autocast():
             logits = self._wrapped(images)
         smoothing = self.settings.train.label_smoothing
-        loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        if self._class_weights is None:
+            loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        else:
+            if labels.dim() == 1:
+                counts = self._class_weights[labels]
+            else:  # of mixed images: the sum of what both would give
+                weighted = labels * self._class_weights
+                counts = weighted.sum(1)
+                labels = weighted / counts[:, None]
+            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+            loss = part.weight * (counts @ losses)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
@@ -115,3 +139,24 @@ class Step:
             self.optimizer.zero_grad()
         for buffer, before in buffers:
             buffer.copy_(before)
+
+
+def balanced(labels: Tensor) -> Tensor:
+    """For each class in ``labels`` [n] images / (classes x its images): float32 [classes], 1 on average over images.
+
+    A batch's sum is divided by its images, and not by their weights as ``F.cross_entropy`` would: the mean over batches
+    is then that over the set, whatever the batches are.
+    """
+    images = labels.bincount()
+    return (len(labels) / (images.count_nonzero() * images.clamp(min=1))).float()
+
+
+@contextlib.contextmanager
+def _without_trace(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Let what ``norms`` see within leave their running statistics as they are."""
+    momenta: list[Any] = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # type: ignore[assignment]
+    yield
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

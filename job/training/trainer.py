@@ -22,16 +22,17 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
 from job.evaluation.predictions import Predictions, predict
-from job.models import registry, weights
+from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import State
 from job.runs.directory import RunDirectory
 from job.runs.records import TrainLine, ValidationLine
 from job.training.choices import choose
+from job.training.evaluated import Evaluated, require_validation
 from job.training.optimizers import learning_rate
 from job.training.saving import Saving
-from job.training.step import Step
+from job.training.step import Step, balanced
 
 
 @dataclass
@@ -56,6 +57,8 @@ class Progress:
     """[first, last) epoch of each stretch that learning rates were laid out for"""
     best: ValidationLine | None = None
     """the validation record with the highest accuracy so far"""
+    last: ValidationLine | None = None
+    """that of the newest epoch"""
 
 
 @dataclass
@@ -71,13 +74,14 @@ class Trainer:
 
     def __post_init__(self) -> None:
         settings, dataset, group = self.settings, self.dataset, self.group
+        require_validation(settings, len(dataset.validation))
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
         self.saving = Saving(settings, group, self.preemption, self.console, self.directory)
         saved = group.guarded(lambda: self.saving.load(dataset.fingerprint), on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
-        self.model, said = _network(settings, dataset, group, saved, begins=state is None)
+        self.model, self.loaded, chosen = _network(settings, dataset, group, saved, begins=state is None)
         choices = choose(settings, self.model, dataset, group)
-        self.how = f"{', '.join(said)}, {choices}"
+        self.how = f"{', '.join(chosen)}, {choices}"
         at_hand = to_device(dataset, group.device) if choices.images_on_device else dataset
         share: dict[str, Any] = {"rank": group.rank, "world_size": group.world_size}
         share |= {"train": settings.train, "classes": len(dataset.classes)}
@@ -86,10 +90,14 @@ class Trainer:
             for name in ("train", "validation", "test")
         }
         # One process reads the weights, wherever they come from, and the others have them from it.
-        self.step = Step(settings, self.model, self.batches["train"], group, choices, self.console.warn)
+        counts = (
+            balanced(dataset.train.labels[dataset.train.indices]) if settings.train.class_weights != "none" else None
+        )
+        self.step = Step(settings, self.model, self.batches["train"], group, choices, self.console.warn, counts)
+        self.evaluated = Evaluated(settings, self.model, group, saved.copies if saved else None)
         self.progress = Progress(schedule=[[0, settings.train.epochs]])
         if state is not None:
-            self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress)})
+            self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
             tensors = group.broadcast(saved.optimizer if saved else {})
             checkpoint.restore_optimizer(self.model, self.step.optimizer, tensors)
             if group.accelerator.scaler is not None:
@@ -102,10 +110,10 @@ class Trainer:
         try:
             if self.preemption.tick():  # a signal that came while torch was imported or images were decoded
                 self._stop()
-            while self.progress.epoch <= self.settings.train.epochs:
+            while self.progress.epoch <= self.settings.train.epochs and not self._out_of_patience():
                 self._train_epoch()
                 self._validate()
-            predictions = self._predict("test")
+            predictions = self._predict("test", final=True)
             self._save(final=True)
             return predictions
         finally:
@@ -115,7 +123,7 @@ class Trainer:
         settings, progress = self.settings.train, self.progress
         images, size = len(self.dataset.train), settings.batch_size
         self._last_line = time.monotonic()
-        self.model.train()
+        frozen.train(self.model)
         pieces = self.settings.parts(self.group.world_size)
         batches = self.batches["train"].training(
             seed=settings.seed, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
@@ -127,6 +135,7 @@ class Trainer:
                 count = min(size, images - progress.images)
                 self._recent.append((self._step(parts), count))
                 progress.step += 1
+                self.evaluated.follow(progress.step)
                 progress.images += count
                 move(count, "")
                 end = progress.images == images
@@ -202,22 +211,41 @@ class Trainer:
             words += f"  validation loss {predictions.loss:.4f}  accuracy {predictions.accuracy:.2%}"
             if progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0):
                 progress.best = line.copy()
+                self.evaluated.keep_best()
                 words += "  (best so far)"
+            progress.last = line.copy()
         line["seconds"] = round(time.monotonic() - began, 3)
         self.saving.record(progress.step, line)
         self.console.say(words)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
 
-    def _predict(self, split: str) -> Predictions:
+    def _out_of_patience(self) -> bool:
+        best, patience = self.progress.best, self.settings.train.patience
+        over = best is not None and patience is not None and self.progress.epoch - 1 - best["epoch"] >= patience
+        if over:
+            self.console.say(f"no better validation accuracy in {patience} epochs (train.patience): training is done")
+        return over
+
+    def _predict(self, split: str, *, final: bool = False) -> Predictions:
+        with self.evaluated.in_place(final=final):
+            predictions = self._predictions(split)
+        if predictions is None:
+            self._stop()
+        said = predictions.predicted.unique().tolist()
+        if len(said) == 1 and len(predictions.labels.unique()) > 1 and (final or self.progress.epoch == 1):
+            what = f"every {split} image is called {self.dataset.classes[said[0]]}"
+            self.console.warn(
+                f"{what}: see whether the loss falls, lower the learning rate, balance train.class_weights"
+            )
+        return predictions
+
+    def _predictions(self, split: str) -> Predictions | None:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         labels = part.labels[part.indices]
-        predictions = predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
-        if predictions is None:
-            self._stop()
-        return predictions
+        return predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()
@@ -236,7 +264,7 @@ class Trainer:
             "config": to_dict(self.settings),
         }
         optimizer = checkpoint.optimizer_tensors(self.model, self.step.optimizer)
-        return State(self.model.state_dict(), optimizer, trainer)
+        return State(self.model.state_dict(), optimizer, trainer, self.evaluated.tensors())
 
     def _stop(self) -> NoReturn:
         self._save(final=True)
@@ -244,24 +272,23 @@ class Trainer:
         raise StoppedEarlyError(self.preemption.reason)
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The network's weights in its own form, on the CPU, for rank zero."""
-        return form.own_weights(self.model.state_dict(), self.model)
+        """The weights that were tested, in the network's own form, on the CPU, for rank zero."""
+        return form.own_weights(self.evaluated.final(), self.model)
 
 
 def _network(
     settings: Config, dataset: Dataset, group: Group, saved: State | None, *, begins: bool
-) -> tuple[nn.Module, list[str]]:
-    """The network on this rank's device in the form that is fastest there, and what was chosen for it.
+) -> tuple[nn.Module, list[str], list[str]]:
+    """The network on this rank's device, which weights were loaded, and the form chosen, which is fastest there.
 
     Rank zero has the right weights: those of the state ``saved``, or, where a run ``begins``, those before training.
     """
     size, classes = dataset.image_size, len(dataset.classes)
     model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
-    said: list[str] = []
-    if begins:
-        load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
-        said += group.guarded(load, on=group.is_rank_zero) or []
-    said += form.fast(model, settings, image_size=size, device=group.device)
+    load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
+    loaded = group.guarded(load, on=group.is_rank_zero and begins) or []
+    chosen = form.fast(model, settings, image_size=size, device=group.device)
     if saved is not None:
         weights.load(model, saved.model, name="the checkpoint's weights")
-    return model.to(group.device), said
+    frozen.freeze(model, settings)
+    return model.to(group.device), loaded, chosen

@@ -345,3 +345,21 @@ def test_out_of_memory_names_the_batch_size_that_was_tried(small: list[str], tmp
     assert finished.returncode == 1
     assert "out of memory on rank 0 with train.batch_size=344" in finished.stderr.splitlines()[-1]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_that_learns_nothing_says_so_ends_by_patience_and_tests_its_best_epoch(
+    small: list[str], tmp_path: Path
+) -> None:
+    options = [*small, "--train.epochs=9", "--optimizer.learning_rate=3", f"--run.dir={tmp_path / 'run'}"]
+    options += ["--train.patience=2", "--run.weights=best", "--train.ema=0.99", "--train.class_weights=balanced"]
+    finished = run_job("train.py", *options, report=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "no better validation accuracy in 2 epochs (train.patience)" in finished.stdout
+    assert "every test image is called" in finished.stdout
+    result = read(tmp_path / "run" / "evaluation.json")
+    best, last = (result[f"{which}_validation"]["epoch"] for which in ("best", "last"))
+    assert (result["epochs"], result["weights"], result["epochs_trained"], last) == (9, "best", best + 2, best + 2)
+    assert "its weights were tested" in (tmp_path / "run" / "report.html").read_text()
+    again = run_job("train.py", *options)
+    assert again.returncode == 0
+    assert "epoch 1/9" not in again.stdout

@@ -108,7 +108,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     train._report = lambda *_: None  # seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
-        registry.NETWORKS |= {"vgg16": registry.Network(narrow), "vgg16_bn": registry.Network(narrow_bn)}
+        registry.NETWORKS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}
 
 
 def act(what: str, point: str) -> bool:

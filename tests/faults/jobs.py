@@ -210,7 +210,7 @@ def differences(run: Path, other: Path) -> list[str]:
         found.append("last checkpoint")
         return found
     mine, theirs = (path / "checkpoints" / checkpoints(path)[-1] for path in (run, other))
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in {path.name for path in mine.glob("*.safetensors")}:
         if sha256(mine / name) != sha256(theirs / name):
             found.append(f"last checkpoint's {name}")
     return found

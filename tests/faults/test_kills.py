@@ -17,6 +17,12 @@ INSTANTS_OF_A_SAVE = [
     "retire",
 ]
 
+FINE_TUNING = (
+    *("--model.freeze", '["0"]', "--train.ema", "0.9", "--train.class_weights", "balanced", "--run.weights", "best"),
+    *("--train.patience", "1", "--optimizer.backbone_rate", "0.5", "--optimizer.weight_decay", "0.01"),
+    *("--optimizer.decay_norms", "false"),
+)
+
 
 def test_killed_at_any_instant_of_a_save_ends_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
     for place in INSTANTS_OF_A_SAVE:
@@ -75,8 +81,12 @@ def test_killed_between_the_final_files_ends_with_the_same_bits(start, undisturb
         ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "[flip]", "--train.gradient_accumulation", "2")),
         ("", ("--optimizer.name", "sgd", "--schedule.name", "onecycle", "--train.clip_norm", "1")),
         ("", ("--optimizer.name", "adamw", "--optimizer.weight_decay", "0.1", "--schedule.name", "cosine")),
+        (
+            "narrow",
+            (*FINE_TUNING, "--model.name", "vgg16_bn", "--data.validation", "0.24", "--train.batch_size", "28"),
+        ),
     ],
-    ids=["dropout and augmentation", "batch normalisation in parts", "sgd", "adamw"],
+    ids=["dropout and augmentation", "batch normalisation in parts", "sgd", "adamw", "fine-tuning, a last batch of 1"],
 )
 def test_killed_with_every_kind_of_state_ends_with_the_same_bits(
     network, arguments, start, undisturbed, same, tmp_path
@@ -106,3 +116,15 @@ def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, star
     job = start(*arguments, processes=processes, network="narrow")
     assert job.wait() == [0] * processes, job.output
     same(tmp_path / "run", undisturbed(*arguments, processes=processes, network="narrow"))
+
+
+def test_with_all_of_fine_tuning_on_and_shards_any_number_of_processes_goes_on_with_the_same_bits(
+    start, undisturbed, same, tmp_path
+) -> None:
+    arguments = (*FINE_TUNING, "--model.name", "vgg16", "--train.batch_size", "36", "--train.gradient_shards", "6")
+    for processes, point, n in ((2, "step", 7), (3, "evaluation", 2), (1, "copies.safetensors", 2)):
+        job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": point, "n": n}])
+        assert -9 in job.wait(), job.output
+    job = start(*arguments, processes=2, network="narrow")
+    assert job.wait() == [0, 0], job.output
+    same(tmp_path / "run", undisturbed(*arguments, network="narrow"))

@@ -108,7 +108,8 @@ def test_weights_are_found_in_what_training_programs_put_around_them(kind: str, 
     assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
     below = {"DataParallel": "module", "torch.compile": "_orig_mod", "both": "module._orig_mod"}
     below |= {"Lightning": "state_dict.model", "torchvision": "model"}
-    assert said == ([f"weights found below {below[kind]}"] if kind in below else [])
+    assert said[0] == f"weights of {name}" + (f" (below {below[kind]})" if kind in below else "")
+    assert said[1:] == (["fc3 new"] if "left out" in kind else [])
 
 
 def test_what_a_file_is_called_does_not_matter_nor_which_of_torchs_two_formats_it_has(tmp_path: Path) -> None:

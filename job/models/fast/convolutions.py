@@ -103,17 +103,18 @@ class OwnBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (for_input, _, for_bias, _) = ctx.saved_tensors, ctx.needs_input_grad
-        input_gradient = None
+        (x, weight), (for_input, for_weight, for_bias, _) = ctx.saved_tensors, ctx.needs_input_grad
+        input_gradient = weight_gradient = None
         if for_input:
             input_gradient = F.conv_transpose2d(gradient.contiguous(), weight.contiguous(), padding=ctx.padding)
             input_gradient = input_gradient.contiguous(memory_format=torch.channels_last)
         if ctx.padding:
             rows = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # [b * h * w, out]
-            weight_gradient = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
+            if for_weight:
+                weight_gradient = (rows.t() @ _windows(x)).unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2)
             return input_gradient, weight_gradient, rows.sum(0) if for_bias else None, None
         _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
-            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, for_bias]
+            gradient, x, weight, [len(weight)], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, for_weight, for_bias]
         )
         return input_gradient, weight_gradient, bias_gradient, None
 
