@@ -125,6 +125,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     _look(checks, "processes", lambda: _processes(settings, shape))
     load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
+    for note in dataset.notes if dataset else ():
+        checks.append(Check("data", "note", note))
     classes = len(dataset.classes) if dataset else 10
     found = _look(checks, "model", lambda: _model(settings, shape, classes), operator.itemgetter(1))
     if dataset is not None:

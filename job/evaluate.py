@@ -31,8 +31,8 @@ def main(argv: list[str]) -> int:
     """Evaluate one split and show it; returns the exit status."""
     options, rest = command_line.take_options(argv, "run", "split")
     settings, run = restored.of_run(options["run"], rest, __doc__ or "")
-    split = options["split"] or "test"
-    if split not in SPLITS:
+    split = options["split"]
+    if split not in (None, *SPLITS):
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
     group = start(settings.runtime, deterministic=settings.train.deterministic)
 
@@ -54,11 +54,12 @@ def main(argv: list[str]) -> int:
         )
     )
     dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
+    split = split or dataset.final
     data = (dataset.classes, dataset.fingerprint)
     same = group.guarded(lambda: restored.require_data(run, settings, split, *data, named=named), on=group.is_rank_zero)
     if same is False:
         console.say(f"these are other images than those of {run}, of the same classes")
-    part = getattr(dataset, split)
+    part = dataset.splits[split]
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
     # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
     console.say(f"{dataset}, verified")
+    for note in dataset.notes:
+        console.warn(note)
     path = weights.fetch(settings.model, download=settings.data.download)
     if path is not None:
         weights.pretrained(settings.model, restored.build(settings, dataset.classes), download=False)

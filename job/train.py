@@ -110,6 +110,8 @@ def _train(
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset))
+    for note in dataset.notes:
+        console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
     trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
@@ -148,7 +150,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
     result = metrics.report(
         predictions,
         dataset.classes,
-        split="test",
+        split=dataset.final,
         world_size=trainer.group.world_size,
         checkpoint=directory.newest_checkpoint(),
         epochs=trainer.settings.train.epochs,
@@ -158,12 +160,13 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
-        deep=dataset.deep and list(dataset.deep),
+        deep=list(dataset.deep) if dataset.deep else None,
+        notes=list(dataset.notes),
     )
     try:
         files.save_weights(directory.path / "model.safetensors", trainer.final_weights())
         predictions.save(directory.path)
-        samples.keep(directory.path, dataset.test, predictions)
+        samples.keep(directory.path, dataset.splits[dataset.final], predictions)
         directory.finish(result)
     except OSError as error:
         raise FailedError(f"the results cannot be written ({error.strerror}); training is done, and saved") from None

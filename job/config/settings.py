@@ -45,11 +45,19 @@ class Data:
     """Which images, and how they reach the network."""
 
     source: Literal["cifar10", "folder", "shapes10"] = "cifar10"
-    """cifar10, folder (root/train/<class>/*, root/test/<class>/*, or an archive of that), or embedded shapes10"""
+    """cifar10, folder (root/train/<class>/*, with val/ and test/ or without, or an archive), or embedded shapes10"""
     root: str = path("data", **MAY_CHANGE, **NO_RECIPE)
     """where the source lies: a directory, or for "folder" also a .tar, .tar.gz, .tar.xz or .zip"""
+    labels: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
+    """table (CSV) that says what the images of "folder" are, in root or anywhere: columns path, label, and if need be
+    split and group"""
     validation: float = number(0.2, 0, 1.0)
-    """share of the training images held out for validation, from 0 up to but not including 1"""
+    """share of the training images held out for validation, from 0 up to but not including 1; where "folder" has
+    validation images of its own, these are taken"""
+    test: float = number(0.2, 0, 1.0)
+    """share of all images held out for the test where "folder" has neither test nor validation images of its own"""
+    hold_out: Literal["random", "stratified", "grouped"] = "random"
+    """how: random; stratified (of each class its share, one image at least); grouped (no group of labels is parted)"""
     image_size: int = number(32, 8, 1025)
     """height and width in pixels that images of the "folder" source are resized to"""
     resize: Literal["squeeze", "crop", "pad"] = "squeeze"
@@ -223,6 +231,10 @@ class Config:
                 f"data.image_size={self.data.image_size}",
                 f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
+        if self.data.labels is not None and self.data.source != "folder":
+            raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
+        if self.data.hold_out == "grouped" and self.data.labels is None:
+            raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:
             raise UserError(
                 f"schedule.warmup_epochs={self.schedule.warmup_epochs:g}",

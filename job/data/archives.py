@@ -6,12 +6,13 @@ import contextlib
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ class Member:
     parts: tuple[str, ...]
     """its path below the root"""
     content: bytes | Path | str | None
-    """bytes, where to read them, or in words why they are not read"""
+    """bytes, where to read them, or in words why they are not read; none where only names were asked for"""
     cost: int
     """how much further this member brings the stream, in the unit of ``extent``"""
     stamp: tuple[int, ...] = ()
@@ -58,11 +59,11 @@ def kind(root: Path) -> Kind:
     raise UserError(f"{root}: unknown kind of archive", "give a folder, .tar, .tar.gz, .tar.xz or .zip")
 
 
-def extent(root: Path) -> tuple[int | None, str]:
-    """How long the stream of ``members(root)`` is, and in which unit."""
+def extent(root: Path, inside: Sequence[str] | None = None) -> tuple[int | None, str]:
+    """How long the stream of ``members(root, inside)`` is, and in which unit."""
     match kind(root):
         case "folder":
-            return sum(member.cost for member in walk(root)), "files"
+            return sum(member.cost for member in walk(root, inside)), "files"
         case "tar":
             return root.stat().st_size, "B"
         case "zip":
@@ -70,31 +71,36 @@ def extent(root: Path) -> tuple[int | None, str]:
                 return len(archive.infolist()), "files"
 
 
-def members(root: Path) -> Iterator[Member]:
+def members(
+    root: Path, inside: Sequence[str] | None = None, wanted: Callable[[tuple[str, ...]], bool] = lambda parts: True
+) -> Iterator[Member]:
     """All files, directories and debris; what is below debris may come as the same debris once more.
 
-    Raises ``UserError`` for an archive that is damaged or a bomb, or that has a link or a name that points outside.
+    Of a folder, what ``walk`` gives; of an archive, the content of what is ``wanted``. Raises ``UserError`` for an
+    archive that is damaged or a bomb, or that has a link or a name that points outside.
     """
     match kind(root):
         case "folder":
-            yield from walk(root)
+            yield from walk(root, inside)
         case "tar":
-            yield from _archived(root, _tar_entries(root))
+            yield from _archived(root, _tar_entries(root), wanted)
         case "zip":
-            yield from _archived(root, _zip_entries(root))
+            yield from _archived(root, _zip_entries(root), wanted)
 
 
-def walk(root: Path) -> Iterator[Member]:
-    """Everything ``below`` the directories ``root/train`` and ``root/test``."""
-    for entry in _listed(root):
-        if entry.name in ("train", "test") and entry.is_dir():
-            yield from below(root / entry.name, (entry.name,))
+def walk(root: Path, inside: Sequence[str] | None = None) -> Iterator[Member]:
+    """Everything ``below`` the directories of ``root`` that are called ``inside``; None: below ``root`` itself."""
+    if inside is None:
+        yield from itertools.islice(below(root), 1, None)
+        return
+    for name in inside:
+        yield from below(root / name, (name,))
 
 
-def listing_digest(root: Path) -> str:
-    """Hex SHA-256 over path, size and modification time of every file of a folder but debris."""
+def listing_digest(root: Path, inside: Sequence[str] | None = None) -> str:
+    """Hex SHA-256 over path, size and modification time of every file that ``walk`` gives, but debris."""
     total = hashlib.sha256()
-    for member in walk(root):
+    for member in walk(root, inside):
         if not member.debris:
             total.update(os.fsencode("\0".join(("/".join(member.parts), *map(str, member.stamp)))) + b"\n")
     return total.hexdigest()
@@ -106,7 +112,7 @@ def below(directory: Path, parts: tuple[str, ...] = (), above: tuple[tuple[int, 
     ``above`` are device and inode of the directories that it lies in. Raises ``UserError`` for a directory that cannot
     be read and for a link that leads back to where it hangs.
     """
-    entries = _listed(directory)
+    entries = listed(directory)
     status = directory.stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -128,7 +134,8 @@ def below(directory: Path, parts: tuple[str, ...] = (), above: tuple[tuple[int, 
             yield Member(inner, path, 1, (status.st_size, status.st_mtime_ns))
 
 
-def _listed(directory: Path) -> list[os.DirEntry[str]]:
+def listed(directory: Path) -> list[os.DirEntry[str]]:
+    """What is in a directory, by name. Raises ``UserError`` for one that cannot be read."""
     try:
         with os.scandir(directory) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -140,6 +147,7 @@ _DEBRIS = {
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information"),
     *("__macosx", "icon\r", "lost+found"),
     *("@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of NAS
+    "rankzero-cache",  # our own, beside an archive in it
 }
 """in small letters"""
 
@@ -164,8 +172,8 @@ class _Entry:
     read: Callable[[], bytes]
 
 
-def _archived(archive: Path, entries: Iterator[_Entry]) -> Iterator[Member]:
-    """``entries`` judged, and read as far as they may be images."""
+def _archived(archive: Path, entries: Iterator[_Entry], wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[Member]:
+    """``entries`` judged, and read as far as they are ``wanted`` and may be images."""
     name = "its beginning"
     try:
         for entry in entries:
@@ -185,7 +193,8 @@ def _archived(archive: Path, entries: Iterator[_Entry]) -> Iterator[Member]:
             elif entry.kind == "directory" and parts:
                 yield Member(parts, None, entry.cost)
             elif parts:
-                yield Member(parts, TOO_LARGE if entry.size > LARGEST else entry.read(), entry.cost)
+                content = TOO_LARGE if entry.size > LARGEST else entry.read() if wanted(parts) else b""
+                yield Member(parts, content, entry.cost)
     except UserError:
         raise
     except Exception as error:  # Python's readers raise nearly anything on a broken archive

@@ -1,6 +1,7 @@
 """Decoded images on disk: four arrays and a description, published whole or not at all, then mapped by every process.
 
-A stored data set is a directory of NHWC uint8 images and int64 labels for train and test, and ``about.json``.
+A stored data set is a directory of NHWC uint8 images and int64 labels for train and test, and ``about.json``; with
+``groups`` as a fifth array, int64 for the rows of train and then of test, where the source has any.
 It never changes once it stands under its name, so that reading one needs no lock.
 """
 
@@ -21,12 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
+from job.data.local.digests import sha256
 from job.data.local.disk import OTHER_PLACE, disk_errors, flush, locked, writable
 
 FORMAT = 1
@@ -57,8 +59,12 @@ class Contents:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """what the user should know at every start: images left out, files passed over"""
-    deep: tuple[float, float] | None = None
-    """values of images of more than 8 bits that became 0 and 255; None: there are no such images to train on"""
+    validation: int | None = None
+    """so many of the training rows, the last ones, are the source's own validation images; None: it has none"""
+    identical: Sequence[Sequence[tuple[int, str]]] = ()
+    """row, of train and then of test, and name of images that are there more than once, together with their likes"""
+    deep: Sequence[float] | None = None
+    """the two values of images of more than 8 bits that became 0 and 255; None: no such images are there to train on"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +72,12 @@ class Stored(Contents):
     """A sound stored data set."""
 
     path: Path
+    arrays: tuple[str, ...]
     fingerprint: str
-    """hex SHA-256 over class names and the content of all arrays"""
+    """hex SHA-256 over class names, the content of all arrays and the number of validation images, if any"""
 
     def map(self, name: str) -> NDArray[Any]:
-        """One of ``ARRAYS``, its pages shared with every process that maps it; what a process writes is its own."""
+        """One of ``arrays``, its pages shared with every process that maps it; what a process writes is its own."""
         array: NDArray[Any] = np.load(self.path / f"{name}.npy", mmap_mode="c")
         return array
 
@@ -169,43 +176,6 @@ def read(path: Path) -> Stored:
     raise UserError(f"{path}: {stored or 'not there'}, and was just made", "is the disk sound, and one for the node?")
 
 
-def digest(file: Path, directories: Sequence[Path], progress: Progress, log: Log) -> str:
-    """Hex SHA-256 of ``file``, remembered in ``directories`` for as long as its size and modification time stay."""
-    status = file.stat()
-    stamp = [status.st_size, status.st_mtime_ns]
-    note = f"digest-{hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:16]}.json"
-
-    def remembered(directory: Path) -> str | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((directory / note).read_text(encoding="utf-8"))
-            return bytes.fromhex(known["sha256"]).hex() if known["stamp"] == stamp else None
-        return None
-
-    for directory in directories:
-        if known := remembered(directory):
-            return known
-    directory = writable(directories)
-    with locked(directory / f"{note}.lock", log):
-        if known := remembered(directory):
-            return known
-        with file.open("rb") as stream, progress(f"hashing {file.name}", status.st_size, "B") as advance:
-            total = _sha256(stream, advance)
-        with disk_errors(str(directory), OTHER_PLACE):
-            beside = directory / f".tmp-{uuid.uuid4().hex}"
-            content = {"file": ascii(str(file)), "stamp": stamp, "sha256": total}
-            beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            beside.replace(directory / note)
-    return total
-
-
-def _sha256(stream: BinaryIO, advance: Advance) -> str:
-    total = hashlib.sha256()
-    while chunk := stream.read(1 << 22):
-        total.update(chunk)
-        advance(len(chunk))
-    return total.hexdigest()
-
-
 def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored:
     """Build in a sibling, make it durable, and rename it into place."""
     working = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex}")
@@ -213,14 +183,16 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
         with disk_errors(f"decoded images in {final.parent}", OTHER_PLACE):
             working.mkdir()
             contents = build(working)
-            arrays = {name: np.load(working / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+            names = [*ARRAYS, *(name for name in ("groups",) if (working / f"{name}.npy").exists())]
+            arrays = {name: np.load(working / f"{name}.npy", mmap_mode="r") for name in names}
             hashes = {name: hashlib.sha256(array.data).hexdigest() for name, array in arrays.items()}
             about = {
                 "format": FORMAT,
                 **dataclasses.asdict(contents),
-                "sizes": {name: (working / f"{name}.npy").stat().st_size for name in ARRAYS},
+                "sizes": {name: (working / f"{name}.npy").stat().st_size for name in names},
                 "sha256": hashes,
-                "fingerprint": _fingerprint(contents.classes, hashes),
+                "fingerprint": _fingerprint(contents.classes, hashes, contents.validation),
+                "described": _described(contents.notes, contents.identical, contents.deep),
             }
             (working / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             for path in (*working.iterdir(), working):
@@ -246,8 +218,13 @@ def _older(directory: Path, name: str) -> list[Path]:
     return [path for path in alike if not path.name.startswith(name[: len(source) + 17])]
 
 
-def _fingerprint(classes: Sequence[str], hashes: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps([classes, hashes]).encode()).hexdigest()
+def _fingerprint(classes: Sequence[str], hashes: dict[str, str], validation: int | None) -> str:
+    given = [] if validation is None else [validation]
+    return hashlib.sha256(json.dumps([classes, hashes, *given]).encode()).hexdigest()
+
+
+def _described(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([part for part in parts if part is not None]).encode()).hexdigest()
 
 
 def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | None:
@@ -261,13 +238,25 @@ def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | Non
         about = json.loads((path / "about.json").read_text(encoding="utf-8"))
         if about["format"] != FORMAT:
             return f"stored in format {about['format']}, this is {FORMAT}"
-        for name in ARRAYS:
+        hashes, notes, identical = about["sha256"], about["notes"], about.get("identical")
+        if identical is None and any("passed over" in note for note in notes):
+            return "of an older version, which passed over what may count now"
+        for name in {*ARRAYS, *hashes}:
             if (path / f"{name}.npy").stat().st_size != about["sizes"][name]:
                 return f"damaged ({name}.npy has the wrong size)"
-        deep, said = about.get("deep"), (tuple(about["classes"]), tuple(about["notes"]))
-        stored = Stored(*said, deep and tuple(deep), path=path, fingerprint=str(about["fingerprint"]))
-        whole = stored.fingerprint == _fingerprint(stored.classes, about["sha256"])
-        damaged = _damaged(stored, about["sha256"], progress) if whole and progress else None
+        stored = Stored(
+            path=path,
+            arrays=tuple(hashes),
+            classes=tuple(about["classes"]),
+            notes=tuple(notes),
+            validation=about.get("validation"),
+            identical=identical or (),
+            deep=about.get("deep"),
+            fingerprint=str(about["fingerprint"]),
+        )
+        whole = stored.fingerprint == _fingerprint(stored.classes, hashes, stored.validation)
+        whole = whole and (identical is None or about["described"] == _described(notes, identical, stored.deep))
+        damaged = _damaged(stored, hashes, progress) if whole and progress else None
         return stored if whole and not damaged else f"damaged ({damaged or 'about.json'} is not what was written)"
     except Exception as error:  # JSON of any kind, and what NumPy raises on a broken head
         return f"damaged ({type(error).__name__}: {error})"
@@ -278,7 +267,7 @@ def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str 
 
     That a large data set is sound is remembered beside it for ``_DAYS``, and while its files are not touched.
     """
-    found = [(stored.path / f"{name}.npy").stat() for name in ARRAYS]
+    found = [(stored.path / f"{name}.npy").stat() for name in hashes]
     stamp = [[file.st_size, file.st_ino, file.st_mtime_ns, file.st_ctime_ns] for file in found]
     total = sum(file.st_size for file in found)
     note = stored.path.with_name(f"{stored.path.name}.verified")
@@ -287,12 +276,12 @@ def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str 
         if total > _REMEMBERED and recent and json.loads(note.read_text(encoding="utf-8")) == stamp:
             return None
     with progress(f"verifying {stored.path.name}", total, "B") as advance:
-        for name in ARRAYS:
+        for name in hashes:
             array, kind = stored.map(name), np.uint8 if name.endswith("images") else np.int64
             # Read, and not as mapped: a bad sector would be a signal.
             with open(stored.path / f"{name}.npy", "rb") as stream:
                 stream.seek(-array.nbytes, os.SEEK_END)
-                if _sha256(stream, advance) != hashes[name] or array.dtype != kind or not array.flags.c_contiguous:
+                if sha256(stream, advance) != hashes[name] or array.dtype != kind or not array.flags.c_contiguous:
                     return f"{name}.npy"
     with contextlib.suppress(OSError):  # where it cannot be written the next start verifies again
         if total > _REMEMBERED:

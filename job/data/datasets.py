@@ -1,11 +1,11 @@
-"""A source of images becomes ``Split``s of one memory-mapped array, and the split into train and validation."""
+"""A source of images becomes memory-mapped arrays, and its three splits rows of these."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from torch import Tensor
 from job.config.errors import UserError
 from job.config.settings import Data
 from job.data import cache, cifar10, folder, shapes10
-from job.data.cache import Contents, Log, Progress, silent
-from job.data.decoding import Deep, Range
-from job.data.folder import named
+from job.data.cache import Contents, Log, Progress, Stored, silent
+from job.data.decoding import Deep
+from job.data.layout import hold_out
+from job.data.layout.folders import named
 
 
 @dataclass(frozen=True)
@@ -50,32 +51,48 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    """empty where the source has validation images and no test images"""
     fingerprint: str
-    """hex SHA-256 over class names, images and labels"""
-    deep: Range | None = None
-    """values of images of more than 8 bits that became 0 and 255"""
+    """hex SHA-256 over class names, images, labels and, where it is drawn, the test split"""
+    deep: Sequence[float] | None = None
+    """the two values of images of more than 8 bits that became 0 and 255, if there are any"""
+    drawn: str = ""
+    """in words, what of the splits is not the source's own"""
+    notes: tuple[str, ...] = ()
+    """what of the splits makes numbers mean less than they seem to"""
 
     def __str__(self) -> str:
-        counts = ", ".join(f"{len(getattr(self, name)):,} {name}" for name in ("train", "validation", "test"))
-        size, rows = self.image_size, self.train.labels[self.train.indices]
-        unseen = (rows.bincount(minlength=len(self.classes)) == 0).nonzero().flatten().tolist()
-        names = named([self.classes[label] for label in unseen], 10)
-        lack = f", none to train on of {names}: all are held out for validation" if unseen else ""
-        return f"{self.name}: {counts} images of shape 3x{size}x{size}, {len(self.classes)} classes{lack}"
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in self.splits.items())
+        shape = f"3x{self.image_size}x{self.image_size}"
+        return f"{self.name}: {counts} images of shape {shape}, {len(self.classes)} classes{self.drawn}"
 
     @property
     def image_size(self) -> int:
         """Height and width of every image, in pixels."""
         return self.train.image_size
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """All three, by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def nbytes(self) -> int:
+        """What the images of all splits take."""
+        shared = self.test.images is self.train.images
+        return self.train.images.nbytes + (0 if shared else self.test.images.nbytes)
+
+    @property
+    def final(self) -> str:
+        """The split that a trained network is evaluated on: test, or validation where there is no test."""
+        return "test" if len(self.test) else "validation"
+
 
 def to_device(dataset: Dataset, device: torch.device) -> Dataset:
-    """``dataset`` with its images and labels on ``device``; train and validation go on to share theirs."""
-    train, test = (
-        dataclasses.replace(split, images=split.images.to(device), labels=split.labels.to(device))
-        for split in (dataset.train, dataset.test)
-    )
-    validation = dataclasses.replace(dataset.validation, images=train.images, labels=train.labels)
+    """``dataset`` with its images and labels on ``device``; splits go on to share theirs."""
+    own = {id(split.images): split for split in dataset.splits.values()}
+    moved = {key: {"images": one.images.to(device), "labels": one.labels.to(device)} for key, one in own.items()}
+    train, validation, test = (dataclasses.replace(one, **moved[id(one.images)]) for one in dataset.splits.values())
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
@@ -96,41 +113,73 @@ def prepare(data: Data, progress: Progress = silent, log: Log = print, deep: Dee
 def mapped(path: Path, data: Data, seed: int) -> Dataset:
     """The data set that ``prepare`` left at ``path``, without a look at its source.
 
-    ``seed`` decides which training images are held out: that depends on nothing but ``data.validation``, ``seed`` and
-    the number of images. Raises ``UserError`` if the data set cannot be seen there.
+    What the source does not split itself is drawn: that depends on nothing but the settings of ``data``, ``seed``, and
+    labels and groups of the images. Raises ``UserError`` if the data set cannot be seen there, or not be split.
     """
     stored = cache.read(path)
-    arrays = {name: torch.from_numpy(stored.map(name)) for name in cache.ARRAYS}
+    arrays = {name: torch.from_numpy(stored.map(name)) for name in stored.arrays}
     labels, test_labels = arrays["train_labels"], arrays["test_labels"]
-    train, validation = hold_out(len(labels), data.validation, seed)
-    return Dataset(
+    count, tested, drawn, fingerprint = len(labels), len(test_labels) > 0, "", stored.fingerprint
+    train, validation = torch.arange(count).split([count - (stored.validation or 0), stored.validation or 0])
+    test = Split(arrays["test_images"], test_labels, torch.arange(len(test_labels)))
+    if stored.validation is None:
+        groups = arrays["groups"][:count] if "groups" in arrays else None
+        train, validation, held_out = hold_out.draw(labels, groups, data, seed, test=not tested)
+        if not tested:
+            test = Split(arrays["train_images"], labels, held_out)
+            fingerprint = hashlib.sha256(fingerprint.encode() + held_out.numpy().tobytes()).hexdigest()
+        if not tested or data.hold_out != "random":
+            drawn = (
+                f"; {'validation' if tested else 'test and validation'} images are held out, {data.hold_out}, by seed"
+            )
+    if not len(test) and not len(validation):
+        raise UserError(
+            f"data.test={data.test} with data.validation={data.validation}", "hold out one of them at least"
+        )
+    dataset = Dataset(
         name=data.source,
         classes=stored.classes,
         train=Split(arrays["train_images"], labels, train),
         validation=Split(arrays["train_images"], labels, validation),
-        test=Split(arrays["test_images"], test_labels, torch.arange(len(test_labels))),
-        fingerprint=stored.fingerprint,
+        test=test,
+        fingerprint=fingerprint,
         deep=stored.deep,
+        drawn=drawn if len(test) else f"{drawn}; the final evaluation is of the validation images",
     )
+    return dataclasses.replace(dataset, notes=tuple(_notes(dataset, stored, arrays.get("groups"))))
+
+
+def _notes(dataset: Dataset, stored: Stored, groups: Tensor | None) -> Iterator[str]:
+    """Classes that a split lacks; images and groups that are in more than one split."""
+    first = len(dataset.train.labels)
+    owner = torch.full((first + len(dataset.test.labels),), -1)  # split of each row, those of test after those of train
+    for number, (name, split) in enumerate(dataset.splits.items()):
+        owner[split.indices + (0 if split.images is dataset.train.images else first)] = number
+        images = split.labels[split.indices].bincount(minlength=len(dataset.classes))
+        lacks = named([dataset.classes[label] for label in (images == 0).nonzero().flatten().tolist()], 10)
+        if len(split) and lacks:
+            yield (
+                f"none to train on of {lacks}: all are held out"
+                if name == "train"
+                else (f"no {name} images of {lacks}: {name} accuracy says nothing of that")
+            )
+    for number, (name, split) in enumerate(dataset.splits.items()):
+        twins = []
+        for alike in stored.identical if name != "train" else ():
+            trained = [of for row, of in alike if owner[row] == 0]
+            twins += [f"{of} (is {trained[0]})" for row, of in alike if trained and owner[row] == number]
+        if twins:
+            yield f"{len(twins)} of {len(split):,} {name} images are also trained on, pixel for pixel: {named(twins)}"
+    if groups is not None:
+        pairs = torch.stack([groups, owner[: len(groups)]]).unique(dim=1)[0]  # each group once for each of its splits
+        if parted := int((pairs.bincount() > 1).sum()):
+            count = f"{parted} of {len(pairs.unique())} groups"
+            yield f"{count} are in more than one split; what data.hold_out grouped holds out is whole groups"
 
 
 def load(data: Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
     """``prepare`` and ``mapped``, for a process that is alone."""
     return mapped(prepare(data, progress, log), data, seed)
-
-
-def hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending row numbers, int64, of the training and of the held-out images out of ``count``.
-
-    Both have at least one image, unless ``share`` is 0.
-    """
-    if share == 0:
-        return torch.arange(count), torch.arange(0)
-    if count < 2:
-        raise UserError(f"data.validation={share}", f"cannot be held out of {count} image; use 0")
-    held_out = min(max(round(count * share), 1), count - 1)
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[Path], str, Callable[[Path], Contents]]:
@@ -145,11 +194,11 @@ def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[
             return cache.directories(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
         case "folder":
             directories = cache.directories(root.parent, data.cache)
-            content = partial(folder.content_digest, root, directories, progress, log)
+            content = partial(folder.content_digest, root, data.labels, directories, progress, log)
             before = content()
 
             def build_folder(into: Path) -> Contents:
-                contents = folder.decode(root, data.image_size, data.skip_unreadable, into, progress, data.resize, deep)
+                contents = folder.decode(root, data, into, progress, deep)
                 if content() != before:
                     raise UserError(f"{root}: changed while it was read", "start again when it is complete")
                 return contents

@@ -98,7 +98,8 @@ def _runs(runs: list[Record]) -> Table:
         }
         for run in runs
     ]
-    return _table("runs", "Runs", rows, _PUBLISHED if any(run["published"] for run in runs) else "")
+    note = "" if runs[0]["split"] == "test" else f"Accuracy is that of the {runs[0]['split']} images. "
+    return _table("runs", "Runs", rows, note + (_PUBLISHED if any(run["published"] for run in runs) else ""))
 
 
 def _repetitions(groups: list[Record]) -> Table:

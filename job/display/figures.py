@@ -75,14 +75,15 @@ def loss(run: Run) -> Figure:
 
 
 def accuracy(run: Run, published: float | None = None) -> Figure:
-    """Validation accuracy of each epoch, the test accuracy with its interval, and the published one."""
+    """Validation accuracy of each epoch, the final accuracy with its interval, and the published one."""
     curves, epochs = _Curves(run, "accuracy"), run.lines("validation")
     axes = curves.axes
     curves.line(epochs, "accuracy", "second", "validation", marker="s")
     if run.evaluation and epochs:
         place, tested = curves.places([epochs[-1]["step"]]), run.evaluation["accuracy"]
         error = [[abs(tested - end)] for end in run.evaluation["interval"]]
-        axes.errorbar(place, [tested], error, color=LIGHT["accent"], marker="D", capsize=4, ls="", label="test, 95%")
+        label = "test, 95%" if run.evaluation["split"] == "test" else "final, 95%"
+        axes.errorbar(place, [tested], error, color=LIGHT["accent"], marker="D", capsize=4, ls="", label=label)
     if published is not None and epochs:
         axes.axhline(published, color=LIGHT["muted"], linewidth=1, linestyle=(0, (5, 3)), label="published")
     low, high = axes.get_ylim()

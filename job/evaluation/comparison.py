@@ -61,6 +61,9 @@ def _require_same_data(first: Finished, other: Finished) -> None:
         only = sorted(set(ours) ^ set(theirs))
         what = f"only one has {', '.join(only[:3])}" if only else "their order differs"
         raise UserError(f"{pair} have different classes ({what})", mend)
+    splits = [one.result["split"] for one in (first, other)]
+    if len(set(splits)) > 1:
+        raise UserError(f"{pair} were evaluated on different splits ({' and '.join(splits)})", mend)
     prints = [one.result.get("data") for one in (first, other)]
     if not np.array_equal(first.labels, other.labels):
         raise UserError(f"{pair} were tested on different images (their true classes differ)", mend)
@@ -94,6 +97,7 @@ def _facts(one: Finished) -> dict[str, Any]:
         "model": run.model,
         "seed": run.setting("train.seed"),
         "epochs": result.get("epochs"),
+        "split": result["split"],
         "accuracy": result["accuracy"],
         "interval": result["interval"],
         "published": published,

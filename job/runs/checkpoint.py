@@ -244,10 +244,8 @@ def read(path: Path) -> State:
     if number != trainer.get("format"):
         raise ValueError("its manifest is damaged")
     if number != FORMAT:
-        raise UserError(
-            f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
-            "continue with the program that wrote it, or give another --run.dir",
-        )
+        what = f"checkpoint {path} has format {number}, and this program reads {FORMAT}"
+        raise UserError(what, "continue with the program that wrote it, or give another --run.dir")
     trainer["config"] = renewed(trainer.get("config"))
     require(trainer, Position, "trainer.json")
     if path.name != f"step-{trainer['step']:08d}":

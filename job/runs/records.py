@@ -109,6 +109,8 @@ class Origin(TypedDict):
     """the data set's fingerprint"""
     deep: NotRequired[Annotated[list[float], 2, 2] | None]
     """values of its images of more than 8 bits that became 0 and 255"""
+    notes: NotRequired[list[str]]
+    """what of the splits makes the numbers mean less than they seem to"""
 
 
 class Matrix(TypedDict):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
+from job.config.plain import flat, to_dict
 from job.config.settings import Config
 from job.runs.reader import configuration, evaluation, require_run
 
@@ -85,12 +86,10 @@ def require_data(
         differences = ["the classes are in another order"]
     if not same and (split != "test" or not named):
         differences += [f"the images differ: fingerprint {str(known)[:12]} -> {fingerprint[:12]}"]
-    if split != "test":
-        pairs = (
-            ("data.validation", own.data.validation, settings.data.validation),
-            ("train.seed", own.train.seed, settings.train.seed),
-        )
-        differences += [f"{name}: {before} -> {now}" for name, before, now in pairs if before != now]
+    if split != "test" or not same:  # a test split may be drawn, and another draw may have what was trained on
+        before, now = flat(to_dict(own)), flat(to_dict(settings))
+        keys = ("data.validation", "data.test", "data.hold_out", "train.seed")
+        differences += [f"{key}: {before[key]} -> {now[key]}" for key in keys if before[key] != now[key]]
     if differences:
         raise UserError(
             f"this {split} split is not that of {run} ({'; '.join(differences)})",

@@ -80,8 +80,7 @@ def _fits(settings: Config, dataset: Dataset, device: torch.device) -> bool:
     """Whether the images are copied: when told so, or when they take less than half of the memory that is free."""
     if settings.runtime.data_on != "auto":
         return settings.runtime.data_on == "device"
-    size: int = dataset.train.images.nbytes + dataset.test.images.nbytes
-    return size < torch.cuda.mem_get_info(device)[0] / 2
+    return dataset.nbytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def _sums(settings: Config, model: nn.Module, world_size: int, *, at_once: bool) -> Sums:

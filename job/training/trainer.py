@@ -113,7 +113,7 @@ class Trainer:
             while self.progress.epoch <= self.settings.train.epochs and not self._out_of_patience():
                 self._train_epoch()
                 self._validate()
-            predictions = self._predict("test", final=True)
+            predictions = self._predict(self.dataset.final, final=True)
             self._save(final=True)
             return predictions
         finally:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.images import table, tar, tree, write
 from support.jobs import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
 from torch.nn import functional as F
 
@@ -145,6 +146,46 @@ def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[i
     result = read(runs[3] / "evaluation-validation.json")
     assert (result["images"], result["checkpoint"]) == (86, "step-00000018")
     assert result["accuracy"] == metrics(runs[3], "validation")[-1]["accuracy"]
+
+
+def test_without_test_images_a_run_is_evaluated_on_validation_images_and_says_so(tmp_path: Path) -> None:
+    folders = {"train/cat": 10, "train/dog": 9, "val/cat": 4, "val/dog": 3}
+    root, run = write(tmp_path / "pets", tree(folders, size=32)), tmp_path / "run"
+    data = ["--data.source=folder", f"--data.root={root}"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=2, report=True)
+    assert done.returncode == 0, done.stderr
+    assert "7 validation, 0 test images" in done.stdout
+    assert "\nvalidation: " in done.stdout
+    result = read(run / "evaluation.json")
+    assert (result["split"], result["images"]) == ("validation", 7)
+    assert [row["images"] for row in result["classes"]] == [4, 3]
+    assert result["accuracy"] == metrics(run, "validation")[-1]["accuracy"]
+    page = (run / "report.html").read_text()
+    assert "Validation accuracy</dt>" in page
+    assert "Test" not in page
+    again = run_job("evaluate.py", "--run", run)
+    assert again.returncode == 0, again.stderr
+    assert read(run / "evaluation-validation.json")["confusion_matrix"] == result["confusion_matrix"]
+
+
+def test_what_is_held_out_by_groups_is_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
+    images = tree({"xray": 48}, size=32)
+    rows = [[name, "sick" if place % 3 else "well", f"patient {place // 4}"] for place, name in enumerate(images)]
+    archive = tar(tmp_path / "xray.tar.gz", images | {"all.csv": table([["file", "class", "patient"], *rows]).encode()})
+    data = ["--data.source=folder", f"--data.root={archive}", "--data.labels=all.csv", "--data.hold_out=grouped"]
+    small = ["--train.epochs=1", "--train.batch_size=6", "--run.trackers=[]"]
+    found = []
+    for processes in (1, 3):
+        run = tmp_path / f"run-{processes}"
+        done = run_job("train.py", *data, *small, f"--run.dir={run}", processes=processes)
+        assert done.returncode == 0, done.stderr
+        assert "folder: 32 train, 8 validation, 8 test images" in done.stdout
+        result = read(run / "evaluation.json")
+        found.append((result["split"], result["data"], [row["images"] for row in result["classes"]]))
+    assert found[0] == found[1]
+    assert found[0][0] == "test"
+    assert sum(found[0][2]) == 8
 
 
 def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: Path) -> None:
