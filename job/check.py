@@ -3,6 +3,11 @@
   python job/train.py --check [--nodes N] [--gpus-per-node M] [--config FILE] [--key.sub value ...]
   sbatch slurm/vgg16.sh --check [...]                            # the same, on the nodes themselves
 On the login node say which shape the job will have; inside an allocation Slurm says it.
+
+Its own options:
+  --nodes N             hosts that the job will have
+  --gpus-per-node M     GPUs, and so processes, on each
+The settings follow, by section.
 """
 
 from __future__ import annotations

@@ -1,9 +1,17 @@
-"""Evaluate the weights of a finished or running run once more.
+"""Evaluate the weights of a finished or running run once more, on its own images or on others.
 
 Ways to run it:
-  python job/evaluate.py --run RUN [--split test|validation|train] [--key.sub value ...]
+  python job/evaluate.py --run RUN --split validation       writes RUN/evaluation-validation.json
+  python job/evaluate.py --run RUN --data.root FOLDER       writes RUN/evaluation-of-FOLDER-<digest of the images>.json
   accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/evaluate.py --run RUN [...]
-The run's own configuration is used; settings given here win over it. The result is written beside it.
+
+Its own options:
+  --run RUN             run directory
+  --split NAME          test, validation or train; unless told otherwise, what the run's own evaluation is of
+  --data.root FOLDER    other labelled images, or an archive of them, in the run's classes or in some of these, found by
+                        their names: the test split where there is one, else all of them
+  --data.source SOURCE  what FOLDER is; "folder" unless it holds CIFAR-10
+The settings follow, by section: the run's own, unless they are given here.
 """
 
 from __future__ import annotations
@@ -14,7 +22,10 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import dataclasses
 import json
+import re
+from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
@@ -24,6 +35,10 @@ from job.runs import restored
 from job.runs.files import write_whole
 from job.runs.records import Origin
 
+if TYPE_CHECKING:
+    from job.config.settings import Config
+    from job.data.datasets import Dataset, Split
+
 SPLITS = ("test", "validation", "train")
 
 
@@ -31,6 +46,9 @@ def main(argv: list[str]) -> int:
     """Evaluate one split and show it; returns the exit status."""
     options, rest = command_line.take_options(argv, "run", "split")
     settings, run = restored.of_run(options["run"], rest, __doc__ or "")
+    named = {"--data.root", "--data.source"} & {word.partition("=")[0] for word in rest}
+    if named == {"--data.root"} and not _is_cifar10(settings):
+        settings, run = restored.of_run(options["run"], [*rest, "--data.source=folder"], "")
     split = options["split"]
     if split not in (None, *SPLITS):
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
@@ -43,41 +61,88 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    named = any(word.startswith(("--data.root", "--data.source")) for word in rest)
-    # Other images of more than 8 bits must be seen as those were that the run was trained on.
-    deep = group.from_rank_zero(group.guarded(lambda: restored.deep_range(run), on=group.is_rank_zero))
-    stored = group.once_a_node(
-        lambda: str(
-            datasets.prepare(
-                settings.data, console.bar, console.say, deep=(deep[0], deep[1]) if named and deep else "ask"
-            )
-        )
-    )
+    # Rank zero reads what lies in the run, and the others have it from it: on other hosts it may not be seen at all.
+    trained_on = group.guarded(lambda: restored.trained_on(run), on=group.is_rank_zero)
+    names, known, deep = group.from_rank_zero(trained_on) or ((), "", None)
+
+    def prepared() -> str:  # other images of more than 8 bits are to be seen as those were that the run was trained on
+        own = (deep[0], deep[1]) if named and deep else None
+        return str(datasets.prepare(settings.data, console.bar, console.say, own or "ask"))
+
+    stored = group.once_a_node(prepared)
     dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
     split = split or dataset.final
-    data = (dataset.classes, dataset.fingerprint)
-    same = group.guarded(lambda: restored.require_data(run, settings, split, *data, named=named), on=group.is_rank_zero)
-    if same is False:
-        console.say(f"these are other images than those of {run}, of the same classes")
-    part = dataset.splits[split]
+    classes, path = tuple(names), run / f"evaluation-{split}.json"
+    origin = Origin(world_size=group.world_size, checkpoint=None, data=dataset.fingerprint)
+    if named and known not in (None, dataset.fingerprint):
+        if options["split"] not in (None, "test"):
+            raise UserError(f"--split {split} of other images than those of {run}", "leave --split out")
+        split, part = _others(dataset, classes, settings.data.root)
+        console.say(_in_words(dataset, classes, settings.data.root, split, len(part)))
+        name = re.sub(r"[^\w-]", "_", Path(settings.data.root).resolve().name.partition(".")[0])[:64]
+        path = run / f"evaluation-of-{name}-{dataset.fingerprint[:8]}.json"
+        origin["root"] = settings.data.root
+    else:
+        data = (dataset.classes, dataset.fingerprint)
+        group.guarded(lambda: restored.require_data(run, settings, split, *data), on=group.is_rank_zero)
+        part = dataset.splits[split]
     if len(part) == 0:
         raise UserError(f"the {split} split has no images", "choose another --split")
-    # Rank zero reads the weights, and the others have them from it: on other hosts the run may not be seen at all.
-    own = group.guarded(lambda: restored.restore(run, settings, dataset.classes), on=group.is_rank_zero)
-    model, source = own or (restored.build(settings, dataset.classes), "")
-    source = group.from_rank_zero(source)
+    own = group.guarded(lambda: restored.restore(run, settings, classes), on=group.is_rank_zero)
+    model, source = own or (restored.build(settings, classes), "")
+    origin["checkpoint"] = group.from_rank_zero(source)
     model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
-    predictions = predict(model, batches, part.labels[part.indices], group)
+    predictions = predict(model, batches, part.labels[part.indices], group, classes=len(classes))
     assert predictions is not None
-    origin = Origin(world_size=group.world_size, checkpoint=source, data=dataset.fingerprint)
-    result = metrics.report(predictions, dataset.classes, split=split, **origin)
-    console.result(result)
-    path = run / f"evaluation-{split}.json"
-    group.guarded(lambda: _write(path, json.dumps(result, indent=1) + "\n"), on=group.is_rank_zero)
+
+    def finish() -> None:
+        result = metrics.report(predictions, classes, split=split, **origin)
+        console.result(result)
+        _write(path, json.dumps(result, indent=1) + "\n")
+
+    group.guarded(finish, on=group.is_rank_zero)
     console.say(f"wrote {path}")
     group.close()
     return 0
+
+
+def _is_cifar10(settings: Config) -> bool:
+    """Whether that is asked for, and lies there."""
+    from job.data.cifar10 import PUBLISHED
+
+    root = Path(settings.data.root).expanduser()
+    return settings.data.source == "cifar10" and any(
+        (root / name).exists() for name in (PUBLISHED.filename, PUBLISHED.folder)
+    )
+
+
+def _others(dataset: Dataset, classes: tuple[str, ...], root: str) -> tuple[str, Split]:
+    """Which images of a set of other images are evaluated, "test" or "all", and these with labels among ``classes``."""
+    import torch
+
+    from job.data.datasets import Split
+
+    if strange := [name for name in dataset.classes if name not in classes]:
+        raise UserError(
+            f"{root} has classes that the run was not trained on: {', '.join(strange[:10])}",
+            f"take them away, or name them as the run does: {', '.join(classes[:20])}",
+        )
+    split, part = "test", dataset.test
+    if part.images is dataset.train.images or not len(part):  # drawn from the others, or there is none
+        split, part = "all", Split(part.images, part.labels, torch.arange(len(part.labels)))
+    numbers = torch.tensor([classes.index(name) for name in dataset.classes])
+    return split, dataclasses.replace(part, labels=numbers[part.labels])
+
+
+def _in_words(dataset: Dataset, classes: tuple[str, ...], root: str, split: str, images: int) -> str:
+    which = "all" if split == "all" else "its test split's"
+    lacks = [name for name in classes if name not in dataset.classes]
+    of = f"{len(dataset.classes)} of the run's {len(classes)} classes, none of {', '.join(lacks[:10])}"
+    return (
+        f"evaluated on {root}: {which} {images:,} images, of {of if lacks else 'the same classes'}; "
+        "whether the run was trained on some of them is not known"
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,8 +3,9 @@
 Ways to run it:
   python job/predict.py --run RUN IMAGE|FOLDER ...      a line for each: class, probability, runners-up
   python job/predict.py --run RUN --json FOLDER         a JSON object a line, with all probabilities
+  python job/predict.py --run RUN --csv FOLDER >FILE    a table: path, predicted, confidence, and each class
   cat IMAGE | python job/predict.py --run RUN -         one image from standard input
-  python job/predict.py --run RUN --export DIR          the model for use elsewhere, checked after writing
+  python job/predict.py --run RUN --export DIR          the model for use elsewhere, checked after writing; --onnx
 Folders are searched with all that is below them, as in training, for files whose names end as those of images do.
 Images of any size are turned upright and made square as those were that the run was trained on. An image that cannot be
 read is said on standard error, the others are still named, and the exit status is 1.
@@ -18,6 +19,8 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import csv
+import io
 import itertools
 import json
 from collections import Counter, deque
@@ -34,30 +37,40 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STDIN = "-"
+HEAD = ("path", "predicted", "confidence")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""what spreadsheets take for the beginning of one"""
 
 
 def main(argv: list[str]) -> int:
     """Predict, export or both; returns the exit status, 1 when an image could not be read."""
     parser = Arguments(__doc__ or "")
     parser.add_argument("--run", required=True, type=Path, help="run directory")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, also for images that fail")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line, also for images that fail")
+    form.add_argument("--csv", action="store_true", help="a table for spreadsheets, with empty cells for such images")
     parser.add_argument("--top", type=int, default=3, help="classes to show of each image (default: 3)")
     parser.add_argument("--batch", type=int, default=64, help="images computed at once (default: 64)")
     parser.add_argument("--export", type=Path, metavar="DIR", help="write the model there, for use without this job")
+    parser.add_argument("--onnx", action="store_true", help="with --export: as ONNX, in place of torch's own format")
     parser.add_argument("images", nargs="*", help="image files, folders, or - for standard input")
     options = parser.parse_args(argv)
     if not options.images and options.export is None:
         raise UserError("no images", "name files or folders, - for standard input, or --export DIR")
     if options.batch < 1 or options.top < 1:
         raise UserError("--batch and --top", "must be 1 or more")
+    if options.onnx and options.export is None:
+        raise UserError("--onnx", "needs --export DIR")
     names = list(expand(options.images))
 
     from job.runs import export
 
     model, group = export.restored(options.run)
     if options.export is not None:
-        for path in export.export(model, options.export):
-            print(printable(f"wrote {path}"), file=sys.stderr)
+        for line in export.export(model, options.export, options.run / "model.safetensors", onnx=options.onnx):
+            print(printable(line), file=sys.stderr)
+    if options.csv and names:
+        print(_row([*HEAD, *(f"{name} (class)" if name in HEAD else name for name in model.classes)]), flush=True)
     width = min(max((len(name) for name in names), default=0), 60)
     unread = False
     way = (model.settings.data.resize, model.deep)
@@ -69,9 +82,14 @@ def main(argv: list[str]) -> int:
                 ending.complain(f"{name}: {reason}")
                 if options.json:
                     print(json.dumps({"picture": name, "error": reason}), flush=True)
+                elif options.csv:
+                    print(_row([_path(name), *[""] * (len(HEAD) - 1 + len(model.classes))]), flush=True)
                 continue
             probabilities = dict(zip(model.classes, next(rows), strict=True))
-            line = _record(name, probabilities) if options.json else _line(name, probabilities, options.top, width)
+            if options.csv:
+                line = _cells(name, probabilities)
+            else:
+                line = _record(name, probabilities) if options.json else _line(name, probabilities, options.top, width)
             print(line, flush=True)
     return FAILED if unread else 0
 
@@ -141,6 +159,30 @@ def _record(name: str, probabilities: dict[str, float]) -> str:
     best = max(probabilities, key=probabilities.__getitem__)
     record = {"picture": name, "class": best, "probability": probabilities[best], "probabilities": probabilities}
     return json.dumps(record)
+
+
+def _cells(name: str, probabilities: dict[str, float]) -> str:
+    best = max(probabilities, key=probabilities.__getitem__)
+    numbers = (f"{value:.9g}" for value in (probabilities[best], *probabilities.values()))  # float32, and no digit more
+    return _row([_path(name), best, *numbers])
+
+
+def _path(name: str) -> str:
+    """``name`` as one that no spreadsheet takes for a formula, and that names the same file."""
+    return f"./{name}" if name.startswith(FORMULA) and name != STDIN else name
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A line of CSV (RFC 4180) without its end.
+
+    Names of files and classes are other people's: a spreadsheet would run one that begins as formulas do, so an
+    apostrophe is put before it (https://owasp.org/www-community/attacks/CSV_Injection). Numbers here begin with digits.
+    """
+    line = io.StringIO()
+    harmless = (f"'{cell}" if cell.startswith(FORMULA) and cell != STDIN else cell for cell in cells)
+    csv.writer(line).writerow(harmless)  # with its own line end, or it would not quote those within
+    text = line.getvalue().removesuffix("\r\n")
+    return printable(text, "\n") if sys.stdout.isatty() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _line(name: str, probabilities: dict[str, float], top: int, width: int) -> str:

@@ -1,7 +1,11 @@
 """Fetch and verify the data set and the weights of a configuration, so that the job itself needs no network.
 
 Run it where there is one, such as the login node:
-  python job/prepare.py [--config FILE] [--key.sub value ...]
+  python job/prepare.py --config configs/vgg16.yaml
+
+Its own options:
+  --config FILE         the configuration whose data and weights are fetched (default: configs/simple_cnn.yaml)
+The settings follow, by section; those of data and model matter here.
 """
 
 from __future__ import annotations

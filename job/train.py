@@ -8,6 +8,14 @@ Ways to run it:
   sbatch slurm/simple_cnn.sh [...]
   python job/train.py --check [--nodes N] [--gpus-per-node M] [...]      # everything short of training
 Run it again with the same run directory, on any number of processes, and it continues where it stopped.
+
+Its own options:
+  --config FILE         settings to begin with (default: configs/simple_cnn.yaml); --key.sub value behind it wins
+  --run.dir DIR         where everything is written, and what is continued (default: a new one in runs/)
+  --check               look at data, weights, memory and disk, and train nothing; with it
+    --nodes N, --gpus-per-node M    the shape that a job on a cluster will have
+  --print_config        print all settings as they would be used, as a file for --config
+The settings follow, by section.
 """
 
 from __future__ import annotations
@@ -25,14 +33,13 @@ from job.distributed.preemption import SIGNALS, Preemption
 if __name__ == "__main__" and "--check" not in sys.argv:  # what comes before the handlers stand waits for them
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-import time
 from typing import TYPE_CHECKING
 
 from job.config import command_line
-from job.config.settings import Config
+from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
-from job.runs.directory import RunDirectory, choose, leave_failure
+from job.runs.directory import RunDirectory, choose
 
 if TYPE_CHECKING:
     from job.display.console import Console
@@ -77,10 +84,12 @@ def main(argv: list[str]) -> int:
             _show(finished, console, path)
         group.close()
         return 0
+    if directory is not None and group.roll_call is not None:
+        group.roll_call.before_the_end = directory.failed
     try:
         _train(settings, group, preemption, console, directory)
     except Exception as error:
-        return _ended(error, settings, group, console, directory, path)
+        return _ended(error, settings, group, console, directory)
     group.close()
     return 0
 
@@ -103,13 +112,13 @@ def _train(
     group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
-        console.say(f"run directory {directory.path}, attempt {directory.attempt}")
-    console.say(environment.in_words(processes))
+        console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
+    console.say(environment.in_words(processes), label="devices")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
-    console.say(str(dataset))
+    console.say(str(dataset), label="data")
     for note in dataset.notes:
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
@@ -121,17 +130,17 @@ def _train(
     preemption.attach(
         stop_file=directory.path / "STOP" if directory else None,
         max_minutes=settings.run.max_minutes,
-        end_time=launcher.end_time(),
+        end_time=lambda: launcher.end_time(directory.path if directory else None),
         maximum=group.maximum if group.world_size > 1 else None,
     )
-    console.say(_describe_plan(trainer))
-    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""))
+    console.say(_describe_plan(trainer), label="plan")
+    console.say(f"how: {trainer.how}" + (", each process on its own cores" if own_cores else ""), label="how")
     startup.mark("model")
     with tracking.tracked(
         settings, directory, dataset.classes, step=trainer.progress.step, say=console.say, warn=console.warn
     ) as tracks:
         startup.mark("trackers")
-        console.say(f"ready after {startup.summary()}")
+        console.say(f"ready after {startup.summary()}", label="start-up")
         predictions = trainer.run()
         result = group.guarded(lambda: _finish(trainer, directory, predictions) if directory else None)
         if directory is not None and tracks is not None and result is not None:
@@ -176,23 +185,26 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
 def _report(directory: RunDirectory, console: Console) -> None:
     """Write the report page. The run is finished without it, so that nothing that goes wrong here may stop it."""
     try:
-        from job.display import run_page
+        from job.display import index_page, run_page
 
         run_page.write(directory.path)
+        runs = directory.path.parent
+        if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
+            index_page.write(runs)
     except Exception as error:
         console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
+    from job.display.text import listed
+
     console.result(result)
-    for name in ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt"):
-        if (path / name).exists():
-            console.say(f"wrote {path / name}")
+    names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
+    there = listed([name for name in names if (path / name).exists()])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
 
 
-def _ended(
-    error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None, path: Path
-) -> int:
+def _ended(error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None) -> int:
     """Say once why the run ended early, leave it in ``status.json``, and give the exit status."""
     if isinstance(error, UserError):
         if directory is not None:
@@ -205,15 +217,12 @@ def _ended(
         group.close()
         return PREEMPTED
     message = ending.reason(error, group, settings.train.batch_size)
-    if ending.lost_contact(error):
-        time.sleep(1.0 if group.is_rank_zero else 0.0)  # whoever failed first says more: a moment to say so
-        message = (directory.first_failure() if directory else None) or message
-    elif not isinstance(error, FailedError):
-        leave_failure(path, group.rank, message)
+    if group.roll_call is not None and not ending.lost_contact(error):
+        group.roll_call.failed(message)
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
-    if group.is_rank_zero:
+    if group.roll_call.speaks() if group.roll_call is not None else group.is_rank_zero:
         ending.complain(message)
     return FAILED
 

@@ -1,8 +1,9 @@
-"""Follow a run from anywhere that sees its run directory, such as a login node.
+"""Follow a run, or all runs below a folder, from anywhere that sees them, such as a login node.
 
   python job/watch.py RUN           until it is finished or has failed; Ctrl-C leaves it running
   python job/watch.py RUN --once    how it stands now
-Reads the run directory and nothing else. Exit status: 0, or 1 when the run has failed.
+  python job/watch.py runs/         every run below, a line each, until none of them runs
+Reads run directories and nothing else. Exit status: 0, or 1 when a run that was followed by itself has failed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 from rich.console import Console as RichConsole
 from rich.console import Group
@@ -26,10 +29,11 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console, plain_text
-from job.display.text import decimals, duration, percent
+from job.display.text import decimals, duration, epoch_words, percent, rounded, sparkline
 from job.distributed import ending
 from job.runs import reader
 from job.runs.reader import Run, number
+from job.runs.records import ValidationLine
 
 EVERY = 2.0
 """seconds between looks"""
@@ -43,44 +47,90 @@ STYLES = {"finished": "green", "failed": "red", "preempted": "yellow", "running"
 def main(argv: list[str]) -> int:
     """Follow, or look once; returns the exit status."""
     parser = Arguments(__doc__ or "")
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=Path, help="run directory, or a folder with some")
     parser.add_argument("--once", action="store_true", help="show how it stands and leave")
     options = parser.parse_args(argv)
-    screen, console = RichConsole(highlight=False), Console()
+    screen, path = RichConsole(highlight=False), options.run
+    if reader.runs_below(path):
+        follow(screen, looks(lambda: reader.read_below(path), once=options.once), partial(overview, path))
+        return 0
+    looking = looks(lambda: ([reader.read(path)], []), once=options.once)
     if options.once or screen.is_terminal:
-        with Live(console=screen, auto_refresh=False, transient=True) as live:
-            for run in looks(options.run, once=options.once):
-                live.update(view(run), refresh=True)
-        screen.print(view(run))
+        (run,) = follow(screen, looking, lambda runs, _: view(runs[0]))
     else:
-        shown, state = 0, ""
-        for run in looks(options.run):
-            epochs = run.lines("validation")
-            for line in epochs[shown:]:
-                console.say(epoch_line(run, line))
-            shown = len(epochs)  # fewer than before when a resumed run does some again
-            if run.state != state:
-                state = run.state
-                console.say(f"{run.name}: {state}, {where(run)}")
+        run = tell(looking)
     if run.evaluation:
+        console = Console()
         console.result(run.evaluation)
         console.say(f"report: {run.path / 'report.html'}")
     return FAILED if run.state == "failed" else 0
 
 
-def looks(path: Path, *, once: bool = False) -> Iterator[Run]:
-    """The run in ``path`` as it stands, again and again until it is over."""
+Look = tuple[list[Run], list[str]]
+"""runs as they stand, and what is wrong with those that cannot be read"""
+
+
+def looks(read: Callable[[], Look], *, once: bool = False) -> Iterator[Look]:
+    """What ``read`` gives, again and again until all runs are over."""
     while True:
-        run = reader.read(path)
-        yield run
-        if once or is_over(run):
+        look = read()
+        yield look
+        if once or all(map(is_over, look[0])):
             return
         time.sleep(EVERY)
+
+
+def follow(screen: RichConsole, looking: Iterator[Look], drawn: Callable[[list[Run], list[str]], Any]) -> list[Run]:
+    """Show each look in place of the one before it; the runs of the last one."""
+    with Live(console=screen, auto_refresh=False, transient=True) as live:
+        for look in looking:
+            if screen.is_terminal:
+                live.update(drawn(*look), refresh=True)
+    screen.print(drawn(*look))
+    return look[0]
+
+
+def tell(looking: Iterator[Look]) -> Run:
+    """Say in plain lines what is new of a run at each look; the run at the last one."""
+    console, shown, state = Console(), 0, ""
+    for (run,), _ in looking:
+        epochs = run.lines("validation")
+        for line in epochs[shown:]:
+            console.say(epoch_words(cast(ValidationLine, line), run.setting("train.epochs", 0)))
+        shown = len(epochs)  # fewer than before when a resumed run does some again
+        if run.state != state:
+            state = run.state
+            console.say(f"{run.name}: {state}, {where(run)}")
+    return run
 
 
 def is_over(run: Run) -> bool:
     """Whether nothing more is to come; a preempted run is expected back."""
     return run.state in ("finished", "failed")
+
+
+def overview(folder: Path, runs: list[Run], problems: list[str]) -> Group:
+    """A line for each run below ``folder``: how far it is, and how good."""
+    head = ("run", "state", "of its steps", "loss", "accuracy", "images/s", "left")
+    columns = (
+        Column(name, justify="right" if i > 1 else "left", no_wrap=i > 0, overflow="fold")
+        for i, name in enumerate(head)
+    )
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    for run in runs:
+        (taken, total), rate = steps(run), run.images_per_second
+        going, curve = total and not is_over(run), [line.get("loss") for line in run.lines("train")]
+        tested = run.evaluation or next((line for line in reversed(run.lines("validation")) if "accuracy" in line), {})
+        table.add_row(
+            plain_text(str(run.path.relative_to(folder))),
+            plain_text(run.state, STYLES.get(run.state, "")),
+            percent(taken / total, 0) if total else "",
+            decimals(curve[-1]) if curve else "",
+            percent(tested.get("accuracy"), 2),
+            rounded(rate),
+            duration((total - taken) * run.setting("train.batch_size", 0) / rate) if going and rate else "",
+        )
+    return Group(table, *(plain_text(f"left out: {problem}", "yellow") for problem in problems))
 
 
 def view(run: Run) -> Group:
@@ -94,6 +144,9 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(plain_text(where(run)))
+    curve = sparkline([number(line.get("loss")) for line in run.lines("train")], 60)
+    if len(curve) > 1:
+        parts.append(Text(curve, "cyan"))
     if run.unread:
         parts.append(plain_text(run.left_out, "yellow"))
     if run.status.get("error"):
@@ -138,15 +191,6 @@ def where(run: Run) -> str:
     if len(run.attempts) > 1:
         words.append(f"start {len(run.attempts)}")
     return ", ".join(words)
-
-
-def epoch_line(run: Run, line: reader.Record) -> str:
-    """One finished epoch in words."""
-    return (
-        f"epoch {line['epoch']}/{run.setting('train.epochs')}  step {line['step']:,}  "
-        f"train loss {decimals(line.get('train_loss'))}  validation loss {decimals(line.get('loss'))}  "
-        f"accuracy {percent(line.get('accuracy'), 2)}"
-    )
 
 
 def newest(path: Path) -> float:

@@ -13,10 +13,12 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocation import Allocation, run_client, say, show, show_job
+from allocation import Allocation, LaunchError, run_client, say, show, show_job
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
+LOST = re.compile(r"^error: lost contact with rank (\d+) of \d+ on (\S+), which (.*)", re.MULTILINE)
+"""what job/distributed/roll_call.py has found out"""
 PATIENCE = 3
 """requeues in a row that bring no new checkpoint, after which the job gives up"""
 
@@ -48,7 +50,12 @@ class Failure:
 def begin(allocation: Allocation, run: Path) -> Start:
     """Make room for a start's files, and remember what was there before it."""
     logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}"
-    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LaunchError(
+            f"run directory {run} cannot be made ({error.strerror}): name another one with --run.dir"
+        ) from None
     return Start(allocation, run, logs, read_status(run), newest_checkpoint(run))
 
 
@@ -64,7 +71,8 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     if exit_status == FINISHED or state == "finished":
         show_errors(start, 0)
         return end(start, "finished", FINISHED)
-    if exit_status == PREEMPTED or state == "preempted":
+    stopped = exit_status == PREEMPTED and all(failure.status == PREEMPTED for failure in failures)
+    if stopped or state == "preempted":
         show_errors(start, 0)
         reason = f"stopped after step {after.get('step')} ({after.get('signal')})"
         return come_back(start, reason, PREEMPTED)
@@ -76,7 +84,11 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     reason = record_failure(start, failures, messages)
     if not after and exit_status == FAILED:
         return end(start, f"not started again, for it never began: {reason}", FAILED)
-    if state == "failed" and after.get("recurs"):
+    starved = out_of_memory(messages)
+    if starved:
+        reason += f"; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
+    recurs = starved and newest_checkpoint(start.run) == start.checkpoint
+    if recurs or (state == "failed" and after.get("recurs")):
         return end(start, f"not started again, for it would end the same way: {reason}", exit_status)
     return come_back(start, reason, exit_status)
 
@@ -84,10 +96,14 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
 def come_back(start: Start, reason: str, exit_status: int) -> int:
     """Requeue the job under its own id, unless Slurm has other plans with it or it gets nowhere."""
     job = start.allocation.job
-    state = re.search(r"JobState=(\w+)", show_job(job))
+    record = show_job(job)
+    state = re.search(r"JobState=(\w+)", record)
     if state is None or state[1] != "RUNNING":
         # Cancelled, preempted, over its limit or on a dead node: Slurm has decided already whether it comes back.
         return end(start, f"Slurm has ended the job ({state[1] if state else 'unknown'}): {reason}", exit_status)
+    if cancels(record):
+        verdict = f"Slurm preempts the job, and is told to cancel it then: {reason}: {continue_by_hand(start)}"
+        return end(start, verdict, exit_status)
     progressed = newest_checkpoint(start.run) != start.checkpoint
     idle = 0 if progressed else idle_requeues(start) + 1
     if idle > PATIENCE:
@@ -95,12 +111,39 @@ def come_back(start: Start, reason: str, exit_status: int) -> int:
     record = {"job": job, "without_checkpoint": idle}
     (start.run / "slurm" / "requeues.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     count = f" ({idle} of at most {PATIENCE} times without a new checkpoint)" if idle else ""
-    end(start, f"requeued{count}: {reason}", PREEMPTED)
-    done = run_client("scontrol", "requeue", job)  # which may end this process at once
+    done = run_client("scontrol", "requeue", job)  # sends SIGTERM, and time to say so
     if done.returncode:
-        say(f"{done.stderr.strip()}: submit again with --run.dir {start.run} to continue")
-        return exit_status
-    return PREEMPTED
+        why = done.stderr.strip()
+        return end(start, f"not requeued ({why}): {reason}: {continue_by_hand(start)}", exit_status)
+    return end(start, f"requeued{count}: {reason}", PREEMPTED)
+
+
+def out_of_memory(messages: list[str]) -> bool:
+    """Whether Slurm, or the kernel by its order, ended a process for the memory that it took."""
+    return re.search(r"Out Of Memory|oom[-_ ]?kill|memory limit", "".join(messages), re.IGNORECASE) is not None
+
+
+def more_memory(record: str) -> str:
+    """What to ask for, by the controller's record of the job, when that was too little."""
+    found = re.search(r" MinMemory(Node|CPU)=([\d.]+)([KMGT])", record)
+    if found is None:
+        return "the memory of its node was not enough: ask for a larger one, or use more nodes"
+    option = "mem" if found[1] == "Node" else "mem-per-cpu"
+    limit, twice = f"{found[2]}{found[3]}", f"{2 * float(found[2]):g}{found[3]}"
+    return f"--{option}={limit} was not enough: ask for more, such as --{option}={twice}"
+
+
+def continue_by_hand(start: Start) -> str:
+    return f"submit again with --run.dir {start.run} to continue"
+
+
+def cancels(record: str) -> bool:
+    """Whether the job is being preempted, in its grace time, by a site that cancels what it preempts."""
+    partition = re.search(r" Partition=(\S+)", record)
+    if not partition or not re.search(r" PreemptTime=\d", record):
+        return False
+    mode = re.search(r" PreemptMode=(\S+)", run_client("scontrol", "show", "partition", "-o", partition[1]).stdout)
+    return mode is not None and "CANCEL" in mode[1]
 
 
 def end(start: Start, verdict: str, exit_status: int) -> int:
@@ -154,7 +197,8 @@ def read_failures(messages: list[str]) -> list[Failure]:
 def record_failure(start: Start, failures: list[Failure], messages: list[str]) -> str:
     """Write down who failed first, where, after which step and with what traceback; one line that names the file.
 
-    Ranks that only lost contact to that one, or were then ended by srun, are passed over.
+    Ranks that only lost contact to that one, or were then ended by srun, are passed over. What they say of it counts:
+    one that hangs fails last, or never.
     """
 
     def followed(failure: Failure) -> bool:
@@ -162,6 +206,9 @@ def record_failure(start: Start, failures: list[Failure], messages: list[str]) -
         return failure.how.startswith("Terminated") or (failure.status is not None and not told)
 
     found = min(failures, key=followed, default=Failure(0, "an unknown node", "srun failed", None))
+    lost = LOST.search(error_text(start, 0) + error_text(start, 1))
+    if lost and not lost[3].startswith("ended"):  # of that srun knows more
+        found = Failure(int(lost[1]), lost[2], lost[3], None)
     step = read_status(start.run).get("step", 0)
     size = start.allocation.world_size
     text = f"rank {found.rank} of {size} on {found.node} failed first, after step {step}: {found.how}"

@@ -41,6 +41,7 @@ class Allocation:
     crowded: bool
     """fewer CPUs than ranks on a node"""
     array_task: str | None
+    start_time: int | None
     end_time: int | None
     """seconds since 1970; None without a time limit"""
 
@@ -56,7 +57,7 @@ def read_allocation(job: str, record: str) -> Allocation:
     """
     env = os.environ
     nodes = expand(env["SLURM_JOB_NODELIST"])
-    if "SLURM_GPUS_PER_TASK" in env:
+    if "SLURM_GPUS_PER_TASK" in env or "gpu" in env.get("SLURM_TRES_PER_TASK", ""):  # the latter from 23.11 or so on
         raise LaunchError(
             "--gpus-per-task hides a node's other GPUs from each process: ask for them with --gpus-per-node"
         )
@@ -79,7 +80,8 @@ def read_allocation(job: str, record: str) -> Allocation:
         cpus=max(1, cpus // processes),
         crowded=cpus < processes,
         array_task=env.get("SLURM_ARRAY_TASK_ID"),
-        end_time=end_time(job),
+        start_time=stamp("StartTime", record),
+        end_time=stamp("EndTime", record),
     )
 
 
@@ -116,14 +118,11 @@ def tasks_per_node() -> int | None:
     return int(layout.split("(")[0])
 
 
-def end_time(job: str) -> int | None:
-    """When the time limit ends the job, in seconds since 1970. Newer versions of Slurm set the variable."""
-    given = os.environ.get("SLURM_JOB_END_TIME", "")
-    if given.isdigit():
-        return int(given)
-    text = run_client("squeue", "--noheader", "--jobs", job, "--format", "%e").stdout.strip()
+def stamp(name: str, record: str) -> int | None:
+    """A time of the controller's record of a job, in seconds since 1970; None where it says none."""
+    found = re.search(rf"\b{name}=(\S+)", record)
     with contextlib.suppress(ValueError):
-        return int(datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp())
+        return int(datetime.strptime(found[1], "%Y-%m-%dT%H:%M:%S").timestamp()) if found else None
     return None
 
 
@@ -147,7 +146,8 @@ def show_job(job: str) -> str:
 
 def run_client(*command: str) -> subprocess.CompletedProcess[str]:
     """A Slurm command, its output captured."""
-    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="backslashreplace")
+    plain = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    return subprocess.run(command, env=plain, capture_output=True, encoding="utf-8", errors="backslashreplace")
 
 
 def say(text: str) -> None:

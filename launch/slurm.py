@@ -12,6 +12,8 @@ job's own Python lives in a container, this one does not.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import re
 import secrets
@@ -20,16 +22,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import FrameType
 
 import aftermath
 from aftermath import BAD_INPUT, Start
-from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job
+from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job, stamp
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REPEAT_STOP = 5.0
 """seconds after which the STOP file is written again"""
+WARNED_AT_ONCE, SHORT_JOB = 90, 1800
+"""seconds: a warning within the first ones of a job that may run so long, in all, says nothing of its end"""
 
 # Runs on the node, where SLURM_PROCID is the rank's own; in the batch shell it is always 0. The user's words arrive in
 # "$@" and are never read as shell. SIGUSR1 is ignored until the job has its handler: it can come in the first seconds,
@@ -60,7 +65,7 @@ def main(config: str, overrides: list[str]) -> int:
         f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
         f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
     )
-    stop.file = run / "STOP"
+    stop.begin(allocation, run)
     exit_status, messages = launch(start, arguments)
     stop.withdraw()
     return aftermath.settle(start, exit_status, messages)
@@ -191,6 +196,8 @@ class StopRequest:
         self.file: Path | None = None
         """set once the run directory is there"""
         self.asked = False
+        self.allocation: Allocation | None = None
+        self.look_at = math.inf
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup keeps it ignored
                 signal.signal(number, self._on_signal)
@@ -198,6 +205,34 @@ class StopRequest:
         signal.setitimer(signal.ITIMER_REAL, REPEAT_STOP, REPEAT_STOP)
         # Ends the batch shell of others. Whenever Slurm sends it here, it sends it to the ranks as well; wait for them.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    def begin(self, allocation: Allocation, run: Path) -> None:
+        """The run directory is there, and a job that was asked to stop before that hears of it now."""
+        self.allocation, self.file, self.look_at = allocation, run / "STOP", time.time()
+        if self.asked and self._comes_at_once():
+            self.asked = False
+
+    def _comes_at_once(self) -> bool:
+        """Whether it is Slurm's warning, and the time limit not longer than that: each start would end as it begins."""
+        start, end = (self.allocation.start_time, self.allocation.end_time) if self.allocation else (None, None)
+        if start is None or end is None or time.time() - start > WARNED_AT_ONCE or end - start > SHORT_JOB:
+            return False
+        say(
+            f"SIGUSR1 at the very beginning of {(end - start) / 60:.0f} minutes is no reason to stop: the job does so"
+            " by itself in time; ask for more --time, or for a later warning (--signal=B:USR1@60)"
+        )
+        return True
+
+    def _look_for_end(self) -> None:
+        """Tell the job when its time limit was raised: often enough, and seldom enough for the controller."""
+        if self.allocation and self.allocation.end_time and self.file and time.time() >= self.look_at:
+            known = self.allocation.end_time
+            end = stamp("EndTime", run_client("scontrol", "show", "job", "--oneliner", self.allocation.job).stdout)
+            if end is not None and end > known:
+                self.allocation = dataclasses.replace(self.allocation, end_time=end)
+                with contextlib.suppress(OSError):
+                    (self.file.parent / "slurm" / "end-time").write_text(f"{end}\n", encoding="utf-8")
+            self.look_at = time.time() + min(1800.0, max(15.0, ((end or known) - time.time()) / 4))
 
     def withdraw(self) -> None:
         """The job has ended: leave no STOP file for the next start."""
@@ -207,12 +242,15 @@ class StopRequest:
                 self.file.unlink()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGUSR1 and self._comes_at_once():
+            return
         if not self.asked:
             say(f"{signal.Signals(number).name}: asking the job to stop and save")
         self.asked = True
         self._write(number, frame)
 
     def _write(self, number: int, frame: FrameType | None) -> None:
+        self._look_for_end()
         if self.asked and self.file is not None:
             with contextlib.suppress(OSError):
                 self.file.touch()

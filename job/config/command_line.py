@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import typing
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -24,61 +23,15 @@ import yaml
 from job.config.errors import UserError
 from job.config.plain import OLD_AUGMENT, flat, renewed, to_dict
 from job.config.settings import REPOSITORY, Config
+from job.config.yaml_text import Refused, StrictLoader, load_yaml
 
 DEFAULT_CONFIG = REPOSITORY / "configs" / "simple_cnn.yaml"
 LARGEST_FILE = 1 << 16
 """bytes of a configuration file; those that people write have a few thousand"""
-DEEPEST = 20
-"""levels of nesting in a file or a value; settings have three"""
-LONGEST_NUMBER = 100
-"""characters; each such number is a float too"""
 LONGEST_VALUE = 4096
 """characters on the command line: as many as a path may have"""
 LONGEST_SHOWN = 200
 """characters of a value in a message"""
-
-
-class _Refused(yaml.MarkedYAMLError):
-    """What is YAML, and nobody writes it for this job."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe loading in which a key given twice is an error and ``1e-3`` is a number, as in YAML 1.2.
-
-    Refuses what settings do not need: a thousand characters of aliases stand for more than any memory holds.
-    """
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        for found, what in (
-            (isinstance(event, yaml.AliasEvent), "aliases are not taken, write the value itself"),
-            (getattr(event, "tag", None) is not None, "tags are not taken, write the value alone"),
-            (self.depth == DEEPEST, "nested too deeply"),
-        ):
-            if found:
-                raise _Refused(problem=what, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
-        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
-            raise _Refused(problem="a number of too many digits", problem_mark=node.start_mark)
-        return super().construct_scalar(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if twice := [key for key, count in keys.items() if count > 1]:
-            raise _Refused(problem=f"key {twice[0]!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def config_name(argv: Sequence[str]) -> str:
@@ -88,27 +41,14 @@ def config_name(argv: Sequence[str]) -> str:
     return next((Path(value).stem for option, value in pairs if option == "--config"), DEFAULT_CONFIG.stem)
 
 
-def load_yaml(text: str, name: str) -> dict[str, Any]:
-    """The mapping that a YAML text holds. Raises UserError, with the line, for anything else."""
-    try:
-        content = yaml.load(text, _StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:  # the latter for 2026-13-01
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{name}{where}", f"not valid YAML: {problem}") from None
-    if not isinstance(content, dict):
-        raise UserError(name, "must hold settings, such as `train: {epochs: 3}`")
-    return content
-
-
 def parse(argv: Sequence[str], *, description: str) -> Config:
     """Defaults, then the file named by ``--config``, then ``--key.sub value``: a checked Config.
 
     Raises UserError for every mistake; ``--help`` and ``--print_config`` print and exit with status 0.
     """
     argv = list(argv)
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    named = any(word == "--config" or word.startswith("--config=") for word in argv)
+    if not named and DEFAULT_CONFIG.exists():  # an installed package has none: its defaults are the same
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
     parts = _parts(argv)
     parser = _parser()
@@ -128,10 +68,12 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
-    for key in flat(settings):
-        _check_key(key, name)
+    _check_keys(settings, name)
     parser = _parser()
-    return _checked(parser, lambda: parser.parse_object(renewed(settings)))
+    try:
+        return _checked(parser, lambda: parser.parse_object(renewed(settings)))
+    except UserError as error:
+        raise UserError(name, str(error)) from None
 
 
 def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargparse.Namespace]) -> Config:
@@ -140,6 +82,8 @@ def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargpar
         sections = parser.instantiate(parse())
     except jsonargparse.ArgumentError as error:
         raise _explained(str(error)) from None
+    except OverflowError:  # JSON has whole numbers that are no float
+        raise UserError("settings", "a number of too many digits") from None
     return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
 
 
@@ -172,7 +116,8 @@ class Arguments(argparse.ArgumentParser):
 @functools.cache  # a third of a second, which a start that compares configurations would spend again for each
 def _parser() -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help)
+    usage = "%(prog)s [option ...] [--config FILE] [--key.sub value ...]"  # 50 settings would hide what this is
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help, usage=usage)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
     parser.add_class_arguments(Config, nested_key=None)
     for section in dataclasses.fields(Config):  # as an option of its own it would be a file's name
@@ -216,8 +161,8 @@ def _check_value(name: str, text: str) -> None:
     if len(text) > LONGEST_VALUE:
         raise UserError(f"--{name}", f"has more than {LONGEST_VALUE} characters")
     try:
-        yaml.load(text, _StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
-    except _Refused as error:
+        yaml.load(text, StrictLoader)  # noqa: S506, TID251 (the loader above is a SafeLoader)
+    except Refused as error:
         raise UserError(f"--{name}={_shown(text)}", str(error.problem)) from None
     except (yaml.YAMLError, ValueError):
         pass
@@ -240,12 +185,16 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--config {path}", f"cannot be read ({_reason(error)}); see configs/") from None
     settings = load_yaml(text, str(path))
-    for key in flat(settings):
-        _check_key(key, str(path))
+    _check_keys(settings, str(path))
+    return settings
+
+
+def _check_keys(settings: dict[str, Any], where: str) -> None:
+    for key in (*flat(settings), *map(str, settings)):
+        _check_key(key, where)
     for section, values in settings.items():
         if not isinstance(values, dict):
-            raise UserError(f"{section}={_shown(values)} in {path}", "must be a section of settings")
-    return settings
+            raise UserError(f"{section}={_shown(values)} in {where}", "must be a section of settings")
 
 
 def _check_key(key: str, where: str) -> None:
@@ -290,10 +239,9 @@ def _kind(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as part of a line that a terminal shows."""
+    """A value as part of a line."""
     text = str(value)
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:LONGEST_SHOWN])
-    return printable + "..." * (len(text) > LONGEST_SHOWN)
+    return text[:LONGEST_SHOWN] + "..." * (len(text) > LONGEST_SHOWN)
 
 
 def _reason(error: Exception) -> str:

@@ -16,10 +16,14 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 
 class UserError(Exception):
-    """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2."""
+    """Something the user can mend. Printed as ``error: <what>: <mend>``, exit status 2.
+
+    One line, and nothing in it is obeyed wherever it is shown: files, keys and values are other people's.
+    """
 
     def __init__(self, what: str, mend: str = "") -> None:
-        super().__init__(f"{what}: {mend}" if mend else what)  # one text, so that it travels from rank to rank
+        # One text, so that it travels from rank to rank.
+        super().__init__(printable(f"{what}: {mend}" if mend else what))
 
 
 class FailedError(Exception):

@@ -14,7 +14,9 @@ from typing import Literal
 from job.config.bounds import MANY, MOST_THREADS, number, path
 from job.config.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+_ABOVE = Path(__file__).resolve().parents[2]
+REPOSITORY = _ABOVE if (_ABOVE / "configs").is_dir() else Path.cwd()
+"""the checkout; for a package that was installed without one, the current directory"""
 
 MAY_CHANGE = {"may_change": True}
 """mark of a setting, or of a whole section, that a run may be continued with another value of"""
@@ -214,10 +216,10 @@ class Config:
             section = getattr(self, part.name)
             for f in dataclasses.fields(section):
                 value, fits = getattr(section, f.name), f.metadata.get("fits")
+                if value is None and "None" not in str(f.type):  # the library takes it for "not given"
+                    raise UserError(f"{part.name}.{f.name}=null", "needs a value")
                 if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(
-                        f"{part.name}.{f.name}={value!s:.200}".replace("\0", "\\0"), f"must be {f.metadata['allowed']}"
-                    )
+                    raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:

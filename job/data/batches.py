@@ -44,6 +44,7 @@ class Batches:
     ) -> None:
         self._split, self._settings, self._train, self._classes = split, settings, train, classes
         self._images = split.images  # [N, H, W, 3]: an image is one run of bytes
+        self.image_size = split.image_size
         self.device = split.images.device
         """where the images lie, and the rows that ``fetch`` takes"""
         self._labels = split.labels
@@ -102,17 +103,18 @@ class Batches:
         return self._augment.erased(self._normalised(self._augment.changed(images, there)), there)
 
     def evaluation(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(positions in the split [b], images, labels) of every ``world_size``-th image: no padding, none twice.
+        """(positions in the split [b], images, labels) of every ``world_size``-th batch: no padding, no image twice.
 
+        The batches are the same on any number of processes, so that an image's result is the same to the last bit.
         Ranks yield the same number of times; a batch may be empty.
         """
-        mine = torch.arange(len(self))[self._rank :: self._world_size]
-        rows = self._indices[mine].to(self.device)
-        longest = -(-len(self) // self._world_size)
-        for begin in range(0, longest, batch_size):
-            part = slice(begin, begin + batch_size)
-            images = self._images.index_select(0, rows[part])
-            yield mine[part], self._normalised(images), self._to_device(self._labels[rows[part]])
+        rows = self._indices.to(self.device)
+        for begin in range(0, len(self), batch_size * self._world_size):
+            first = begin + batch_size * self._rank
+            positions = torch.arange(len(self))[first : first + batch_size]
+            mine = rows[first : first + batch_size]
+            images = self._images.index_select(0, mine)
+            yield positions, self._normalised(images), self._to_device(self._labels[mine])
 
     def _normalised(self, images: Tensor) -> Tensor:
         values = self._to_device(images).flatten(1).float()

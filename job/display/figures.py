@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -20,6 +22,7 @@ from job.runs.records import Evaluation
 LONGEST = 18  # characters of a class name beside an axis
 MOST_POINTS = 400  # of a curve: more cannot be seen, and would make the page heavy
 MOST_BARS = 100  # classes: a page is not endless
+FEW = 10  # classes that are shown where there are more than have room for their counts
 MOST_COUNTS = 25  # classes up to which a confusion matrix has room for its counts
 
 
@@ -46,9 +49,13 @@ class _Curves:
             parts = np.array_split(np.arange(len(y)), MOST_POINTS)
             with np.errstate(invalid="ignore"):
                 x, y = (np.array([v[part].mean() for part in parts]) for v in (x, y))
-        if len(y) > 40 or not marker:  # one point alone makes no line
+        pointed = len(y) <= 40 and marker
+        if not pointed:  # one point alone makes no line
             marker = "o" if finite == 1 else ""
-        self.axes.plot(x, y, color=LIGHT[color], label=label, marker=marker, markersize=3.5, **looks)
+        (drawn,) = self.axes.plot(x, y, color=LIGHT[color], label=label, marker=marker, markersize=3.5, **looks)
+        if pointed:
+            words = [f"{label}, {place:g}: {value:.4g}" for place, value in zip(x, y, strict=True) if value == value]
+            hover(drawn, words)
 
     def finished(self) -> Figure:
         """The figure with its legend, and where the run was interrupted."""
@@ -71,6 +78,14 @@ def loss(run: Run) -> Figure:
     curves.line(run.lines("train"), "loss", "muted", "steps", linewidth=0.9, alpha=0.6)
     curves.line(epochs, "train_loss", "accent", "training", marker="o")
     curves.line(epochs, "loss", "second", "validation", marker="s")
+    return curves.finished()
+
+
+def learning_rate(run: Run) -> Figure:
+    """The learning rate as it went."""
+    curves = _Curves(run, "learning rate")
+    curves.line(run.lines("train"), "learning_rate", "accent", "training")
+    curves.axes.set_ylim(bottom=0)
     return curves.finished()
 
 
@@ -103,16 +118,18 @@ def throughput(run: Run) -> Figure:
     return curves.finished()
 
 
-def classes(result: Evaluation, published: float | None = None) -> Figure:
-    """Accuracy per class as bars with 95% intervals, the hardest first; ``result`` is of ``evaluation.json``."""
-    rows = hardest(result)[:MOST_BARS]
+def classes(result: Evaluation, published: float | None = None, most: int = MOST_BARS) -> Figure:
+    """Accuracy per class as bars with 95% intervals, the ``most`` hardest first; of ``evaluation.json``."""
+    rows = hardest(result)[:most]
     figure = Figure(figsize=(5.2, 1 + 0.25 * len(rows)))
     axes = figure.subplots()
     axes.grid(False)
     places = np.arange(len(rows))
     intervals = np.array([row["interval"] or (math.nan, math.nan) for row in rows], np.float64).reshape(-1, 2)
     axes.barh(places, 1, color=LIGHT["panel"], height=0.72)
-    axes.barh(places, [number(row["accuracy"]) for row in rows], color=LIGHT["accent"], height=0.72)
+    bars = axes.barh(places, [number(row["accuracy"]) for row in rows], color=LIGHT["accent"], height=0.72)
+    for bar, row in zip(bars, rows, strict=True):
+        hover(bar, [f"{shortened(row['name'])}: {row['correct']:,} of {row['images']:,} images"])
     for color, width in (("paper", 4), ("ink", 1.1)):  # an edge of paper: ink on a bar is hard to see
         axes.hlines(places, *intervals.T, color=LIGHT[color], linewidth=width)
     for place, row in enumerate(rows):
@@ -187,6 +204,11 @@ def grid(images: Sequence[NDArray[np.uint8]], captions: Sequence[tuple[str, bool
     axes.set(xlim=(0, 1.25 * columns), ylim=(1.72 * rows, 0))
     axes.set_aspect("auto")
     return figure
+
+
+def hover(artist: Artist, words: Sequence[str]) -> None:
+    """Let a page say ``words`` where a pointer rests on ``artist``: one for each of its points, or one for all."""
+    artist.set_gid("hover:" + json.dumps(list(words)))
 
 
 def row_shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -20,7 +21,7 @@ from job.runs.files import write_whole
 from job.runs.reader import Run
 from job.runs.records import Evaluation
 
-EMBEDDED = ("loss", "throughput", "accuracy", "classes")
+EMBEDDED = ("loss", "accuracy", "learning_rate", "throughput", "classes", "hardest")
 """figures that the page shows in its own colours"""
 
 
@@ -57,10 +58,13 @@ def write(path: Path) -> Path:
     shown: dict[str, list[Shown]] = {"grid": [], "mistakes": []}
     (path / "figures").mkdir(exist_ok=True)
     with theme.style():
-        drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)}
-        drawn["accuracy"] = figures.accuracy(run, published)
+        drawn = {"loss": figures.loss(run), "throughput": figures.throughput(run)} if run.metrics else {}
+        drawn |= {"learning_rate": figures.learning_rate(run)} if run.lines("train") else {}
+        drawn |= {"accuracy": figures.accuracy(run, published)} if run.lines("validation") else {}
         if result:
             drawn["classes"] = figures.classes(result, published)
+            if len(result["classes"]) > figures.MOST_COUNTS:
+                drawn["hardest"] = figures.classes(result, published, figures.FEW)
             matrix = result.get("confusion_matrix")
             drawn |= {"confusion_matrix": figures.confusion(result, matrix)} if matrix else {}
             shown |= {name: _shown(result, some) for name, some in samples.read(path).items()}
@@ -78,9 +82,11 @@ def write(path: Path) -> Path:
         published=published,
         svgs=svgs,
         most_bars=figures.MOST_BARS,
+        few=figures.FEW,
         heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
-        heat_image=_embedded(pngs["confusion_matrix"]) if matrix else "",
+        heat_drawing=_heat_drawing(matrix) if matrix else "",
         shown=shown,
+        launch=launched(run),
         config=(path / "config.yaml").read_text(encoding="utf-8"),
     )
     write_whole(page, html)
@@ -104,10 +110,14 @@ def _caption(one: Shown) -> str:
 def _spoken(run: Run, name: str) -> str:
     """What a figure shows, for those who do not see it."""
     epochs = run.lines("validation")
-    if name == "classes" and run.evaluation:
-        return f"Accuracy per class, hardest first: {listed(hardest_named(run.evaluation))}; all are in the table below"
+    if name in ("classes", "hardest") and run.evaluation:
+        hardest = listed(hardest_named(run.evaluation)) or "none"
+        return f"Accuracy per class, hardest first: {hardest}; all are in the table below"
     if name == "throughput":
         return f"Throughput over time, median {rounded(run.images_per_second)} images a second"
+    if name == "learning_rate":
+        rates = [line.get("learning_rate") for line in run.lines("train")]
+        return f"Learning rate from {rates[0]} to {rates[-1]}"
     if not epochs:
         return f"{name.capitalize()}: no epoch is finished yet"
     first, last = (f"{decimals(line.get(name))} after epoch {line['epoch']}" for line in (epochs[0], epochs[-1]))
@@ -123,6 +133,42 @@ def _heat(counts: list[list[int]]) -> list[list[tuple[int, float, str, str]]]:
         return count, share, light, dark
 
     return [list(map(cell, *row)) for row in zip(counts, shares.tolist(), strict=True)]
+
+
+def _heat_drawing(counts: list[list[int]]) -> Markup:
+    """A confusion matrix of many classes as an ``<svg>`` element, in the page's colours: a path for each tenth."""
+    shares = figures.row_shares(np.array(counts, np.int64))
+    size, tenths = len(counts), np.ceil(10 * shares)
+    paths = "".join(
+        f'<path class="t{tenth}" d="{"".join(f"M{x} {y}h1v1h-1z" for y, x in np.argwhere(tenths == tenth))}"/>'
+        for tenth in range(1, 11)
+    )
+    label = f"Confusion matrix of {size} classes as a heat map; the commonest mistakes are listed below"
+    box = f'viewBox="-.5 -.5 {size + 1} {size + 1}"'
+    frame = f'<rect class="frame" width="{size}" height="{size}"/>'
+    return Markup(f'<svg class="matrix" {box} role="img" aria-label="{label}">{frame}{paths}</svg>')  # noqa: S704 (numbers)
+
+
+def launched(run: Run) -> list[str]:
+    """The words before the options of a command that starts this run's like, on as many processes, in the same way.
+
+    By hand on several nodes it is typed on each, with its number from 0 in place of R.
+    """
+    start = run.environment
+    hosts, world_size = start.get("hosts") or ["HOST"], start.get("world_size", 1)
+    nodes, local, on_gpus = len(hosts), str(world_size // len(hosts)), start.get("device_type") == "cuda"
+    if start.get("slurm_job"):
+        script = "vgg16" if run.model.startswith("vgg16") else "simple_cnn"
+        return ["sbatch", f"--nodes={nodes}", f"--gpus-per-node={local if on_gpus else 0}", f"slurm/{script}.sh"]
+    if world_size == 1:
+        return ["python", "job/train.py"]
+    if start.get("launcher") == "torchrun":
+        meet = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", hosts[0]] if nodes > 1 else []
+        return ["torchrun", *meet, "--nproc-per-node", local, "job/train.py"]
+    file = "multi_node" if nodes > 1 else "multi_gpu" if on_gpus else "cpu"
+    meet = ["--num_machines", str(nodes), "--machine_rank", "R", "--main_process_ip", hosts[0]] if nodes > 1 else []
+    many = ["--num_processes", str(world_size), *meet]
+    return ["accelerate", "launch", "-q", "--config_file", f"launch/{file}.yaml", *many, "job/train.py"]
 
 
 def _embedded(png: bytes) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from job.config.errors import printable
-from job.runs.records import ClassRow, Confusion, Evaluation
+from job.runs.records import ClassRow, Confusion, Evaluation, ValidationLine
 
 NOTHING = "-"
 """in place of a number that there is not; every terminal has it"""
@@ -71,11 +72,64 @@ def hardest(result: Evaluation) -> list[ClassRow]:
 
 
 def hardest_named(result: Evaluation, most: int = 3) -> list[str]:
-    """The hardest classes that have images, such as "cat (31.2%)"."""
-    rows = [row for row in hardest(result) if row["accuracy"] is not None][:most]
+    """The hardest classes of which an image was mistaken, such as "cat (31.2%)"."""
+    rows = [row for row in hardest(result) if (row["accuracy"] or 0) < 1 and row["images"]][:most]
     return [f"{shortened(row['name'])} ({percent(row['accuracy'])})" for row in rows]
 
 
 def mistake(confusion: Confusion) -> str:
     """One of the ``top_confusions`` of ``evaluation.json``, such as "cat taken for dog"."""
     return f"{shortened(confusion['true'])} taken for {shortened(confusion['predicted'])}"
+
+
+def uneven(result: Evaluation) -> str:
+    """What accuracy hides where some classes have half as many images again as others: "classes have 20 to 400 ..."."""
+    rows = sorted((row for row in result["classes"] if row["images"]), key=lambda row: row["images"])
+    few, many = rows[0]["images"], rows[-1]["images"]
+    if 2 * many <= 3 * few or "macro_accuracy" not in result:
+        return ""
+    return (
+        f"classes have {few:,} to {many:,} images: each of the same weight, accuracy is "
+        f"{percent(result['macro_accuracy'])} and F1 {percent(result['macro_f1'])}; to say "
+        f"{shortened(rows[-1]['name'])} of all images would be right on {percent(many / result['images'])}"
+    )
+
+
+def measures(result: Evaluation) -> list[tuple[str, str, str]]:
+    """What ``evaluation.json`` has beside accuracy: name, value and meaning of each."""
+    told: dict[str, tuple[str, Callable[[object], str], str]] = {
+        "top5_accuracy": ("Top-5 accuracy", percent, "the true class is among the five most probable"),
+        "macro_accuracy": ("Macro accuracy", percent, "mean over the classes, each of the same weight"),
+        "macro_f1": ("Macro F1", percent, "likewise"),
+        "auc": ("AUC", decimals, "each class against all others, mean: 0.5 is chance, 1 is all apart"),
+        "calibration_error": ("Calibration error", percent, "how far probabilities are from the share that is right"),
+    }
+    few = len(result["classes"]) <= 5
+    return [
+        (name, form(result.get(key)), meaning)
+        for key, (name, form, meaning) in told.items()
+        if result.get(key) is not None and not (few and key == "top5_accuracy")
+    ]
+
+
+def epoch_words(line: ValidationLine, epochs: int) -> str:
+    """A finished epoch, such as "epoch 1/10  step 125  train loss 1.7928  validation loss 1.3596  accuracy 50.78%"."""
+    words = f"epoch {line['epoch']}/{epochs}  step {line['step']:,}  train loss {decimals(line.get('train_loss'))}"
+    if "accuracy" not in line:
+        return words
+    return f"{words}  validation loss {decimals(line.get('loss'))}  accuracy {percent(line['accuracy'], 2)}"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A curve in one line of at most ``width`` letters, from ▁ to █."""
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * height)] for height in heights(values, width))
+
+
+def heights(values: Sequence[float], most: int) -> list[float]:
+    """Finite ``values``, averaged to ``most`` at most, between 0 for the lowest and 1 for the highest."""
+    finite = [value for value in values if math.isfinite(value)]
+    parts = min(len(finite), most)
+    ends = [len(finite) * i // parts for i in range(parts + 1)] if parts else []
+    means = [math.fsum(finite[i:j]) / (j - i) for i, j in itertools.pairwise(ends)]
+    low, high = min(means, default=0), max(means, default=0)
+    return [(mean - low) / ((high - low) or 1) for mean in means]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import html
 import io
+import json
 import re
 import shlex
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
@@ -37,14 +42,16 @@ LIGHT, DARK = ({role: pair[i] for role, pair in _COLORS.items()} for i in (0, 1)
 
 FILTERS = (
     *(text.decimals, text.duration, text.hardest_named, text.listed, text.mistake),
-    *(text.percent, text.plural, text.shortened, text.tally, text.rounded, text.worded),
+    *(text.measures, text.percent, text.plural, text.shortened, text.tally, text.rounded, text.uneven, text.worded),
 )
 """what a template may put a value through"""
 
 
-def style() -> AbstractContextManager[None]:
+@contextlib.contextmanager
+def style() -> Iterator[None]:
     """matplotlib's settings for drawing and saving every figure here."""
     settings: dict[Any, Any] = {
+        "font.family": ["DejaVu Sans", *_fonts()],
         "axes.axisbelow": True,
         "axes.edgecolor": LIGHT["rule"],
         "axes.grid": True,
@@ -73,7 +80,16 @@ def style() -> AbstractContextManager[None]:
         "ytick.color": LIGHT["muted"],
         "ytick.major.size": 0,
     }
-    return rc_context(settings)
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the page's text is text, and has the reader's
+        yield
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Fonts of this machine for names that the usual one has no letters for."""
+    wanted = re.compile("CJK (JP|SC|KR)|WenQuanYi|Noto Sans (Arabic|Hebrew|Thai|Devanagari)$")
+    return [name for name in font_manager.get_font_names() if wanted.search(name)]
 
 
 def to_png(figure: Figure) -> bytes:
@@ -95,6 +111,7 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     # A style would hold for the whole page, and a size keep the figure from filling its place.
     _, _, drawing = re.sub(r"<(metadata|style).*?</\1>", "", file.getvalue(), flags=re.DOTALL).partition("<svg")
     tag, _, drawing = drawing.partition(">")
+    drawing = re.sub(r"""<g id=(["'])hover:(.*?)\1>(.*?)</g>""", _hovered, drawing, flags=re.DOTALL)
     for role, color in LIGHT.items():
         drawing = drawing.replace(color, f"var(--{role})")
     drawing = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", drawing)
@@ -102,6 +119,16 @@ def to_svg(figure: Figure, name: str, label: str) -> Markup:
     box = "".join(re.findall(r'viewBox="[^"]*"', tag))
     xmlns = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return Markup(f'<svg {xmlns} {box} role="img" aria-label="{escape(label)}">{drawing}')  # noqa: S704 (matplotlib escapes)
+
+
+def _hovered(group: re.Match[str]) -> str:
+    """A group of an ``<svg>`` element with what ``figures.hover`` lets it say."""
+    words = [f"<title>{escape(word)}</title>" for word in json.loads(html.unescape(group[2]))]
+    if len(words) == 1 and "<use" not in group[3]:
+        return f"<g>{words[0]}{group[3]}</g>"
+    points = iter(words)
+    pointed = re.sub(r"(<use[^>]*)/>", lambda use: f"{use[1]}>{next(points, '')}</use>", group[3])
+    return f"<g>{pointed}</g>"
 
 
 def render(template: str, **values: Any) -> str:

@@ -131,7 +131,8 @@ def reason(error: Exception, group: Group, batch_size: int) -> str:
             "lower it, raise train.gradient_accumulation, or use more processes"
         )
     if lost_contact(error):
-        return f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
+        missing = group.roll_call.missing() if group.roll_call is not None else ""
+        return missing or f"lost contact with another process: it was killed, crashed or hangs ({first_line(error)})"
     show_traceback()
     return f"rank {group.rank} failed: {type(error).__name__}: {first_line(error)}"
 

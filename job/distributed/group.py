@@ -7,7 +7,6 @@ before they can afford torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import datetime
 import json
 import os
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from job.config.errors import DivergedError, FailedError, UserError, first_line
 from job.config.settings import Runtime
-from job.distributed import ending, handshake, launcher, startup
+from job.distributed import cores, ending, handshake, launcher, roll_call, startup
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +42,8 @@ class Group:
     """a gloo group without a practical time limit: one process may decode or download for an hour"""
     control_group: Any
     """a gloo group for small messages between hosts that must not wait for a device"""
+    roll_call: roll_call.RollCall | None = None
+    """by which a rank that is missing is named"""
 
     @property
     def is_rank_zero(self) -> bool:
@@ -150,6 +151,8 @@ class Group:
     def close(self) -> None:
         """Leave the group after success. After a failure nobody waits for anybody: just exit."""
         if self.world_size > 1:
+            if self.roll_call is not None:
+                self.roll_call.close()
             # In this order: a gloo group that dies before its models aborts the process one time in ten.
             self.accelerator.free_memory()
             self.accelerator.wait_for_everyone()
@@ -176,10 +179,12 @@ def start(
     if asked.processes is not None and asked.processes != world_size:
         raise UserError(
             f"{asked.processes} processes were asked for and {world_size} started ({asked.by})",
-            "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
+            "start them by sbatch slurm/*.sh, which tells each its place; one alone by srun --ntasks=1"
+            if asked.by.startswith("SLURM")
+            else "on GPUs use --config_file launch/multi_gpu.yaml, on CPUs --config_file launch/cpu.yaml, "
             f"with --num_processes {asked.processes}" + (f"; or unset {asked.by}" if asked.by.isupper() else ""),
         )
-    threads = launcher.threads_for(settings, alone=one_thread)
+    threads = cores.threads_for(settings, alone=one_thread)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     # Threads that wait spin, for a tenth of a second by default: on shared cores that is ten times slower than working.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -191,10 +196,9 @@ def start(
     _prepare_arithmetic(threads, deterministic=deterministic, compiled=settings.compile == "default")
     cpu = launcher.on_cpu(settings.device, asked, torch.cuda.device_count())
     if cpu:
-        _keep_freed_memory()
-    ignored = launcher.not_used(settings.precision)
-    if ignored and launcher.launch_rank() == 0:
-        print(f"not used: {ignored}; how a run trains is in its settings, such as runtime.precision", file=sys.stderr)
+        cores.keep_freed_memory()
+    for note in launcher.not_used(settings.precision):
+        print(note, file=sys.stderr)
     with meeting if meeting is not None and world_size > 1 else contextlib.nullcontext():
         return _meet(settings, cpu=cpu, static_graph=static_graph)
 
@@ -225,6 +229,7 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
     set_up_group: Any = None
     control_group: Any = None
     unknown: list[int] = []
+    roll = None
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -233,8 +238,9 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
             dynamo_backend="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             kwargs_handlers=[
-                # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800.
-                InitProcessGroupKwargs(timeout=patience + datetime.timedelta(microseconds=1)),
+                # A millionth more: accelerate takes 600 s, NCCL's default, for "not said"; gloo's is 1,800. NCCL, which
+                # aborts the process, comes after the control group, which says who is missing.
+                InitProcessGroupKwargs(timeout=patience + datetime.timedelta(seconds=1e-6 if cpu else 30)),
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True, static_graph=static_graph),
             ],
         )
@@ -245,6 +251,10 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
                 accelerator.process_index,
                 partial(_exchange, group=set_up_group),
             )
+            if not unknown:
+                roll = roll_call.join(
+                    accelerator.process_index, settings.timeout, partial(_exchange, group=set_up_group)
+                )
             # Only now: a day would also be the time that ranks wait for one that died while they met.
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
             set_timeout(datetime.timedelta(days=1), set_up_group)
@@ -269,6 +279,7 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
         local_rank=accelerator.local_process_index,
         set_up_group=set_up_group,
         control_group=control_group,
+        roll_call=roll,
     )
 
 
@@ -281,11 +292,3 @@ def _exchange(own: bytes, group: Any) -> list[bytes]:
     rows = row.new_empty(dist.get_world_size(group), len(row))
     dist.all_gather_into_tensor(rows.view(-1), row, group=group)
     return [row.numpy().tobytes() for row in rows]
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to reuse large buffers: returning activations to the kernel each step costs a fifth of it."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -20,10 +20,8 @@ from typing import Any
 
 import psutil
 
-from job.config import command_line
-from job.config.bounds import MOST_THREADS
 from job.config.errors import UserError
-from job.config.settings import Runtime
+from job.config.yaml_text import load_yaml
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -105,6 +103,11 @@ def meeting_address() -> str:
     return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
 
 
+def node() -> str:
+    """What Slurm, or else this host, calls itself."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def secret() -> bytes | None:
     """What the launch, or the user, told every process of this job and nobody else."""
     return os.environ["RANKZERO_SECRET"].encode() if os.environ.get("RANKZERO_SECRET") else None
@@ -121,6 +124,15 @@ def run_name(config_name: str) -> str:
 
 def under_slurm() -> bool:
     return bool(os.environ.get("SLURM_JOB_ID"))
+
+
+def started_by() -> str:
+    """What started this process: "slurm", "torchrun", "accelerate" or "python"."""
+    if under_slurm():
+        return "slurm"
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return "python"
+    return "accelerate" if any(name.startswith("ACCELERATE_") for name in os.environ) else "torchrun"
 
 
 def slurm_start() -> dict[str, Any]:
@@ -147,9 +159,16 @@ def allocation() -> Allocation:
     return Allocation(*map(_whole, names))
 
 
-def end_time() -> int | None:
-    """When the allocation ends, in seconds since 1970, if anybody says."""
-    return _whole("RANKZERO_END_TIME") or _whole("SLURM_JOB_END_TIME")
+def end_time(run: Path | None = None) -> int | None:
+    """When the allocation ends, in seconds since 1970, if anybody says.
+
+    launch/slurm.py leaves word in the directory ``run`` when the time limit was raised.
+    """
+    end = _whole("RANKZERO_END_TIME") or _whole("SLURM_JOB_END_TIME")
+    if end and run:
+        with contextlib.suppress(OSError, ValueError):
+            end = max(end, int((run / "slurm" / "end-time").read_text(encoding="utf-8")))
+    return end
 
 
 def die_with_launcher() -> None:
@@ -206,7 +225,7 @@ def asked() -> Asked:
         path = options.config_file or (_default_file() if world_size() > 1 else None)
         file: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError, UserError):
-            file = command_line.load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
+            file = load_yaml(path.read_text(encoding="utf-8"), str(path)) if path else {}
         cpu = told or options.cpu or (False if options.multi_gpu else file.get("use_cpu"))
         processes = options.num_processes or file.get("num_processes")
         by = "--num_processes" if options.num_processes else str(path or "")
@@ -221,8 +240,8 @@ def _default_file() -> Path:
     return next((path for name in ("yaml", "json") if (path := folder / f"default_config.{name}").is_file()), folder)
 
 
-def not_used(precision: str) -> str:
-    """What an accelerate configuration says and the job does not do, in words; "" for nothing.
+def not_used(precision: str) -> list[str]:
+    """What was given to this job and it does not use, a line for each: nodes, an accelerate configuration.
 
     Afterwards accelerate finds none of it: it would end in a traceback where DeepSpeed or FP8 is not installed, and
     train something else where it is.
@@ -239,7 +258,12 @@ def not_used(precision: str) -> str:
         if (name in _CHANGES_TRAINING or (name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"))
         and value.lower() not in ("", "no", "false", "0", "1" if name.endswith("_STEPS") else "", precision)
     ]
-    return ", ".join(wanted)
+    lines = []
+    if launch_rank() == 0 and wanted:
+        lines = [f"not used: {', '.join(wanted)}; how a run trains is in its settings, such as runtime.precision"]
+    if world_size() == 1 and under_slurm() and (nodes := _whole("SLURM_JOB_NUM_NODES") or 1) > 1:
+        lines += [f"not used: {nodes - 1} of {nodes} allocated nodes; sbatch slurm/*.sh starts processes on each"]
+    return lines
 
 
 def local_world_size() -> int:
@@ -259,21 +283,3 @@ def on_cpu(device: str, asked: Asked, gpus: int) -> bool:
             "or --runtime.device cpu",
         )
     return gpus == 0
-
-
-def threads_for(settings: Runtime, *, alone: bool) -> int:
-    if settings.threads is not None:
-        return settings.threads
-    given = re.match("0*([1-9][0-9]*)", os.environ.get("OMP_NUM_THREADS", "").strip())  # "4,2": 4, and 2 in each
-    # Launchers set 1 when nobody says; only a number that comes from elsewhere is the user's.
-    if given and (given[1] != "1" or not by_launcher()):
-        if len(given[1]) > 4 or int(given[1]) > MOST_THREADS:
-            raise UserError(
-                f"OMP_NUM_THREADS={given[1]:.20} in the environment is more than {MOST_THREADS}",
-                "unset OMP_NUM_THREADS",
-            )
-        return int(given[1])
-    if alone:
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(16, cores // local_world_size()))

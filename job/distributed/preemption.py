@@ -43,6 +43,7 @@ class Preemption:
         self._began = time.monotonic()
         self._max_seconds = math.inf
         self._allocation_end = math.inf
+        self._end_time: Callable[[], float | None] = lambda: None
         self._reserve = 30.0
         self._stop_file: Path | None = None
         self._looked_at = 0.0
@@ -61,18 +62,19 @@ class Preemption:
         *,
         stop_file: Path | None,
         max_minutes: float | None,
-        end_time: float | None,
+        end_time: Callable[[], float | None],
         maximum: Callable[[list[int]], list[int]] | None,
     ) -> None:
         """Tell what else ends the run.
 
-        ``stop_file`` is given to rank zero alone. ``end_time`` of the allocation is in seconds since 1970.
+        ``stop_file`` is given to rank zero alone. ``end_time`` of the allocation is in seconds since 1970; when it has
+        come, it is asked for again, for it may have been moved.
         ``maximum`` takes the element-wise maximum over ranks of a short list of integers; None with one process.
         """
         self._stop_file = stop_file
         self._max_seconds = math.inf if max_minutes is None else 60 * max_minutes
-        # Once, on the clock that nobody sets: the other one may be corrected while the job runs.
-        self._allocation_end = math.inf if end_time is None else time.monotonic() + end_time - time.time()
+        self._end_time = end_time
+        self._read_end()
         self._maximum = maximum
         self._agreed_at = time.monotonic()
 
@@ -139,11 +141,18 @@ class Preemption:
             self._interrupted_at = min(now, self._interrupted_at)
         self.reason = signal.Signals(number).name
 
+    def _read_end(self) -> None:
+        # On the clock that nobody sets: the other one may be corrected while the job runs.
+        end = self._end_time()
+        self._allocation_end = math.inf if end is None else time.monotonic() + end - time.time()
+
     def _look(self) -> None:
         now = time.monotonic()
         if self.reason or now - self._looked_at < LOOK_EVERY:
             return
         self._looked_at = now
+        if now >= self._allocation_end - self._reserve:
+            self._read_end()
         if now - self._began >= self._max_seconds or now >= self._allocation_end - self._reserve:
             self.reason = "time limit"
         elif self._stop_file is not None and self._stop_file.exists():

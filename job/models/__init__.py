@@ -2,5 +2,5 @@
 
 Others import registry: builder, build, count_parameters, described; frozen: freeze, train, normalised; weights:
 pretrained, fetch, read, load, digest; footprint: require_room, checkpoint_bytes, memory_bytes, readable; fast.form:
-fast, own_weights.
+fast, own_weights, portable.
 """

@@ -81,7 +81,7 @@ class RunDirectory:
         finished = (self.path / "evaluation.json").exists()
         gone = [self.path / name for name in ("evaluation.json", "report.html")] if finished else []
         with _writable(self.path):
-            for path in (*gone, self.path / "STOP", *self.path.glob("failure-*.txt")):
+            for path in (*gone, self.path / "STOP"):
                 path.unlink(missing_ok=True)
             write_whole(self.path / "config.yaml", to_yaml(settings))
             self._environment = content | {"attempts": [*self._past, content]}
@@ -157,13 +157,6 @@ class RunDirectory:
         paths = checkpoints(self.path / "checkpoints")
         return paths[-1].name if paths else None
 
-    def first_failure(self) -> str | None:
-        """What the rank that failed first has left, if it could."""
-        with contextlib.suppress(OSError):
-            reports = sorted(self.path.glob("failure-*.txt"), key=lambda path: path.stat().st_mtime)
-            return reports[0].read_text(encoding="utf-8").strip() if reports else None
-        return None
-
     def finish(self, result: Evaluation) -> None:
         """Write ``evaluation.json``, which makes the run a finished one."""
         write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -217,12 +210,6 @@ def require_epochs(settings: Config, *, before: int, begun: int) -> None:
             f"train.epochs={epochs}, but schedule.name={schedule.name} was laid out for {before}",
             "say what is wanted by schedule.extended: finish, restart or stretch",
         )
-
-
-def leave_failure(path: Path, rank: int, message: str) -> None:
-    """Let rank zero know why this rank ends, if this machine sees the run directory."""
-    with contextlib.suppress(OSError):
-        write_whole(path / f"failure-{rank}.txt", message + "\n")
 
 
 def _lock(path: Path) -> tuple[int, TextIO]:

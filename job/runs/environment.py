@@ -27,6 +27,8 @@ def of_process(group: Group) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name(group.device) if cuda else _cpu_name(),
+        "device_type": group.device.type,
+        "launcher": launcher.started_by(),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,

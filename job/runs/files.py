@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +93,15 @@ def opened_as(path: Path) -> Iterator[str]:
         yield f"/dev/fd/{file.fileno()}"
 
 
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays by name of a safetensors file. Raises OSError, and SafetensorError for a damaged one."""
-    from safetensors.numpy import load_file
+def load_arrays(path: Path, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file by name: those in ``names``, or all.
 
-    with opened_as(path) as file:
-        return load_file(file)
+    Raises OSError, and SafetensorError for a file that is damaged or lacks one.
+    """
+    from safetensors import safe_open
+
+    with opened_as(path) as file, safe_open(file, "numpy") as kept:
+        return {name: kept.get_tensor(name) for name in names or kept.keys()}
 
 
 def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:

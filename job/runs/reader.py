@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from job.config import command_line
 from job.config.errors import UserError, first_line
 from job.config.plain import renewed
 from job.config.settings import Config
+from job.config.yaml_text import load_yaml
 from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
@@ -25,10 +25,12 @@ Record = dict[str, Any]
 
 _CHECKPOINT = re.compile(r"step-\d{8,}")
 _OWN = re.compile(
-    r"config\.yaml|(environment|status|evaluation(-\w+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
+    r"config\.yaml|(environment|status|evaluation(-[\w-]+)?)\.json|metrics\.jsonl|(model|predictions|samples)\.safetensors|"
     r"report\.html|log\.txt|run\.lock|failure-\d+\.txt|checkpoints|figures|tracking|tensorboard|wandb"
 )
 _ANY = re.compile(r"(?s).*")
+DEEPEST = 4
+"""folders between a folder and the runs that are looked for below it"""
 _TRACKERS = ("tensorboard", "wandb")
 """folders whose content is not ours"""
 
@@ -148,6 +150,31 @@ def read(path: Path) -> Run:
     )
 
 
+def runs_below(folder: Path) -> list[Path]:
+    """The run directories below ``folder``, links not followed, in the order of their names."""
+    if (folder / "config.yaml").exists():
+        return []  # one itself
+    found = []
+    for place, folders, files in os.walk(folder):
+        if "config.yaml" in files:
+            found.append(Path(place))
+        if "config.yaml" in files or len(Path(place).relative_to(folder).parts) >= DEEPEST:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    return sorted(found)
+
+
+def read_below(folder: Path) -> tuple[list[Run], list[str]]:
+    """The runs below ``folder``, and what is wrong with those that cannot be read."""
+    runs, problems = [], []
+    for path in runs_below(folder):
+        try:
+            runs.append(read(path))
+        except UserError as error:
+            problems.append(first_line(error))
+    return runs, problems
+
+
 def require_run(path: Path) -> None:
     """Raise UserError unless ``path`` is a run directory, and plain."""
     try:
@@ -180,7 +207,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content: Record = renewed(command_line.load_yaml(path.read_text("utf-8"), str(path)))
+        content: Record = renewed(load_yaml(path.read_text("utf-8"), str(path)))
         require(content, Config)
     return content
 

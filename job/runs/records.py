@@ -78,6 +78,8 @@ class ClassRow(TypedDict):
     precision: Share | None
     recall: Share | None
     f1: Share | None
+    auc: NotRequired[Share | None]
+    """of the class against all others; as for all of them, in ``Evaluation``"""
     interval: Interval | None
     """of the accuracy: 95%, Wilson's"""
 
@@ -111,6 +113,8 @@ class Origin(TypedDict):
     """values of its images of more than 8 bits that became 0 and 255"""
     notes: NotRequired[list[str]]
     """what of the splits makes the numbers mean less than they seem to"""
+    root: NotRequired[str]
+    """where the images lie that job/evaluate.py was given, where they are not the run's own"""
 
 
 class Matrix(TypedDict):
@@ -123,13 +127,24 @@ class Matrix(TypedDict):
 
 
 class Evaluation(Origin, Matrix):
-    """``evaluation.json``, and ``evaluation-<split>.json`` of job/evaluate.py."""
+    """``evaluation.json``, and ``evaluation-<split>.json`` and ``evaluation-of-<data>.json`` of job/evaluate.py."""
 
     split: str
     images: int
     loss: float
     accuracy: Share
     interval: Interval
+    top5_accuracy: NotRequired[Share]
+    """share of images whose true class is among the five most probable: 1 with five classes or fewer"""
+    macro_accuracy: NotRequired[Share | None]
+    """mean of the classes' accuracies, each of the same weight, over those that have images (balanced accuracy)"""
+    macro_f1: NotRequired[Share | None]
+    """mean of the classes' F1, over those that have images or are predicted"""
+    calibration_error: NotRequired[Share]
+    """expected calibration error: how far the probability of the predicted class is from the share that is right"""
+    auc: NotRequired[Share | None]
+    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
+    times classes are more than 2^27, whose probabilities are not gathered"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
@@ -166,6 +181,11 @@ class Environment(TypedDict, total=False):
     world_size: Number
     hosts: list[str]
     devices: list[str]
+    device_type: str
+    """cpu or cuda"""
+    launcher: str
+    """python, accelerate, torchrun or slurm"""
+    slurm_job: str | None
     torch: str
     accelerate: str
     attempts: list[Start]

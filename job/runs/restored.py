@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,33 +59,16 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
     return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
 
 
-def class_names(run: Path) -> tuple[str, ...]:
-    """The classes of a finished or running run. Raises UserError when it has no weights yet."""
-    return _trained_on(run)[0]
-
-
-def deep_range(run: Path) -> tuple[float, float] | None:
-    """Values of images of more than 8 bits that were 0 and 255 to a finished or running run, if it had any."""
-    deep = _trained_on(run)[2]
-    return (deep[0], deep[1]) if deep else None
-
-
-def require_data(
-    run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str, *, named: bool
-) -> bool:
-    """Whether the data are the run's own. Raises UserError where it makes no sense to evaluate it on their ``split``.
-
-    Its classes must be the run's. Of other data there is a test split alone, and that only where they were ``named``:
-    which of their other images the run was trained on, nobody knows.
-    """
-    names, known, _ = _trained_on(run)
+def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str) -> None:
+    """Raise UserError unless ``split`` of these data is the run's own."""
+    names, known, _ = trained_on(run)
     own = command_line.from_dict(configuration(run), str(run / "config.yaml"))
     same = known in (None, fingerprint)
     differences = [f"only the run has class {name}" for name in names if name not in classes][:1]
     differences += [f"only the data have class {name}" for name in classes if name not in names][:1]
     if not differences and names != classes:
         differences = ["the classes are in another order"]
-    if not same and (split != "test" or not named):
+    if not same:
         differences += [f"the images differ: fingerprint {str(known)[:12]} -> {fingerprint[:12]}"]
     if split != "test" or not same:  # a test split may be drawn, and another draw may have what was trained on
         before, now = flat(to_dict(own)), flat(to_dict(settings))
@@ -93,13 +77,13 @@ def require_data(
     if differences:
         raise UserError(
             f"this {split} split is not that of {run} ({'; '.join(differences)})",
-            "give the data that it was trained on, or name a test split of the same classes by --data.root",
+            "give the data that it was trained on, or name others of its classes by --data.root",
         )
-    return same
 
 
-def _trained_on(run: Path) -> tuple[tuple[str, ...], str | None, list[float] | None]:
-    """The classes of a run, its data's fingerprint, and their range if they are of more than 8 bits."""
+def trained_on(run: Path) -> tuple[tuple[str, ...], str | None, Sequence[float] | None]:
+    """The classes of a finished or running run, its data's fingerprint, and the values of images of more than 8 bits
+    that were 0 and 255 to it, if there were any. Raises UserError when it has no weights yet."""
     if result := evaluation(run):
         return tuple(row["name"] for row in result["classes"]), result.get("data"), result.get("deep")
     saved = _newest(run).trainer

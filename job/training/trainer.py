@@ -130,19 +130,20 @@ class Trainer:
         )
         beyond = (settings.epochs - progress.epoch) * images
         name = f"epoch {progress.epoch}/{settings.epochs}"
-        with self.console.bar(name, images, "images", progress.images, beyond) as move:
+        step = f"{progress.step:,}"
+        with self.console.bar(name, images, "images", progress.images, beyond, step=step, loss="") as move:
             for parts in batches:
                 count = min(size, images - progress.images)
                 self._recent.append((self._step(parts), count))
                 progress.step += 1
                 self.evaluated.follow(progress.step)
                 progress.images += count
-                move(count, "")
+                move(count, step=f"{progress.step:,}")
                 end = progress.images == images
                 due = self.saving.due(progress.step, progress.epoch if end else None)
                 if end or progress.step % self.settings.run.log_every == 0:
                     loss, late = self._write_line()
-                    move(0, f"loss {loss:.4f}")
+                    move(0, loss=f"{loss:.4f}")
                     due = due or late
                 if due:
                     self._save()
@@ -202,21 +203,20 @@ class Trainer:
         progress, began = self.progress, time.monotonic()
         loss = progress.epoch_loss / len(self.dataset.train)
         line = ValidationLine(split="validation", epoch=progress.epoch, step=progress.step, train_loss=loss)
-        words = f"epoch {progress.epoch}/{self.settings.train.epochs}  step {progress.step:,}  train loss {loss:.4f}"
+        best = False
         if len(self.dataset.validation):
             predictions = self._predict("validation")
             line["loss"] = predictions.loss if math.isfinite(predictions.loss) else None
             line["accuracy"] = predictions.accuracy
             line["class_accuracy"] = class_accuracy(predictions, len(self.dataset.classes))
-            words += f"  validation loss {predictions.loss:.4f}  accuracy {predictions.accuracy:.2%}"
-            if progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0):
+            best = progress.best is None or predictions.accuracy > progress.best.get("accuracy", 0)
+            if best:
                 progress.best = line.copy()
                 self.evaluated.keep_best()
-                words += "  (best so far)"
             progress.last = line.copy()
         line["seconds"] = round(time.monotonic() - began, 3)
         self.saving.record(progress.step, line)
-        self.console.say(words)
+        self.console.epoch(line, self.settings.train.epochs, best=best)
         progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
 
     def _out_of_patience(self) -> bool:
@@ -228,7 +228,7 @@ class Trainer:
 
     def _predict(self, split: str, *, final: bool = False) -> Predictions:
         with self.evaluated.in_place(final=final):
-            predictions = self._predictions(split)
+            predictions = self._predictions(split, classes=len(self.dataset.classes) if final else 0)
         if predictions is None:
             self._stop()
         said = predictions.predicted.unique().tolist()
@@ -239,13 +239,14 @@ class Trainer:
             )
         return predictions
 
-    def _predictions(self, split: str) -> Predictions | None:
+    def _predictions(self, split: str, *, classes: int) -> Predictions | None:
         part = getattr(self.dataset, split)
         # Batch normalisation's statistics are each rank's own while training; rank zero's are those that are saved.
         for name, buffer in self.group.broadcast(dict(self.model.named_buffers())).items():
             self.model.get_buffer(name).copy_(buffer)
         labels = part.labels[part.indices]
-        return predict(self.model, self.batches[split], labels, self.group, self.preemption.tick)
+        batches, tick = self.batches[split], self.preemption.tick
+        return predict(self.model, batches, labels, self.group, tick, classes=classes)
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()

@@ -103,7 +103,7 @@ def agreement(rank: int, world_size: int, port: int, steps: int = 3000) -> None:
         return tensor.tolist()
 
     preemption = Preemption()
-    preemption.attach(stop_file=None, max_minutes=None, end_time=None, maximum=maximum)
+    preemption.attach(stop_file=None, max_minutes=None, end_time=lambda: None, maximum=maximum)
     gradient, work = torch.randn(62_006), torch.randn(400, 400)
     ticking = whole = 0.0
     for _ in range(steps):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import shutil
@@ -16,6 +18,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.jobs import command, environment, run_job
+
+from job import predict
+from job.config.settings import Config, Data, Model
+from job.models import registry
+from job.runs import export, files
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,26 @@ def test_pictures_of_any_size_and_kind_are_named_and_broken_ones_are_said_one_by
     assert json.loads(done.stdout) == {"picture": str(tmp_path / "d broken.jpg"), "error": "unknown format"}
 
 
+def test_a_table_holds_every_image_whatever_it_is_called_and_no_formula(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["plain.png", 'a "quoted", name.png', "two\nlines\r.png", "größe.png", "=cmd|' !A0.png", "-x.png", "@x.png"]
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(names):
+        Image.new("RGB", (8, 8), (30 * i, 90, 200)).save(tmp_path / name)
+    (tmp_path / "broken.png").touch()
+    assert predict.main(["--run", str(run), "--csv", "--", *names, "broken.png"]) == 1
+    head, *rows = csv.reader(io.StringIO(capsys.readouterr().out, newline=""))
+    assert head == ["path", "predicted", "confidence", "blue", "green", "red"]
+    assert [row[0] for row in rows] == [*names[:4], *(f"./{name}" for name in names[4:]), "broken.png"]
+    assert rows.pop() == ["broken.png", "", "", "", "", ""]
+    for _, said, confidence, *probabilities in rows:
+        numbers = [float(number) for number in probabilities]
+        assert sum(numbers) == pytest.approx(1, abs=1e-6)
+        assert float(confidence) == max(numbers) == numbers[head.index(said) - 3]
+    assert predict._row(["=HYPERLINK(1)", "-", "path"]) == "'=HYPERLINK(1),-,path"
+
+
 def test_a_picture_comes_from_standard_input(run: Path, pictures: Path) -> None:
     file = pictures / "test" / "blue" / "0000.png"
     with file.open("rb") as stdin:
@@ -162,6 +189,42 @@ def test_the_exported_program_gives_the_classes_of_the_evaluation(run: Path, pic
     assert about["image_size"] == 32
     weights = load_file(tmp_path / "export" / "model.safetensors")
     assert weights.keys() == load_file(run / "model.safetensors").keys()
+
+
+def test_in_onnx_the_program_gives_the_evaluations_probabilities(run: Path, pictures: Path, tmp_path: Path) -> None:
+    import onnxruntime
+
+    done = run_job("predict.py", "--run", run, "--export", tmp_path / "export", "--onnx")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert [line.split()[0] for line in done.stderr.splitlines()] == ["wrote"] * 3
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == [
+        "model.onnx",
+        "model.safetensors",
+        "preprocessing.json",
+    ]
+    session = onnxruntime.InferenceSession(tmp_path / "export" / "model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["blue", "green", "red"]
+    save_test_pictures(pictures, tmp_path / "pixels")
+    pixels = load_file(tmp_path / "pixels")["pixels"].numpy()
+    (probabilities,) = session.run(None, {"pixels": pixels})
+    expected = load_file(run / "predictions.safetensors")["probabilities"]
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_weights_of_a_run_are_not_written_once_more_nor_what_vgg_repeats(tmp_path: Path) -> None:
+    """At 32 pixels the first fully connected layer of VGG has 49 equal parts: 411 of its 537 MB."""
+    settings = Config(model=Model(name="vgg16"), data=Data(source="shapes10"))
+    network = registry.build(settings.model, classes=3, image_size=32, seed=1)
+    kept = tmp_path / "model.safetensors"
+    files.save_weights(kept, network.state_dict())
+    model = export.Classifier(network, settings, ("a", "b", "c"))
+    said = export.export(model, tmp_path / "export", kept)
+    assert len(said) == 3
+    assert (tmp_path / "export" / "model.safetensors").samefile(kept)
+    assert (tmp_path / "export" / "model.pt2").stat().st_size < 150e6
+    again = export.Classifier(registry.build(settings.model, classes=3, image_size=32, seed=1), settings, model.classes)
+    export.export(again, tmp_path, kept)  # beside what it was made of, which stays
+    assert kept.stat().st_nlink == 2
 
 
 @pytest.mark.skipif("RANKZERO_PICTURES" not in os.environ, reason="RANKZERO_PICTURES names no archive of CIFAR-10")

@@ -16,11 +16,13 @@ from support import run_directories
 from support.browser import Browser
 from support.jobs import run_job
 
+from job import report
 from job.data.cifar10 import CLASSES as CIFAR10
 from job.display import run_page
+from job.runs import reader
 
 NASTY = ("<script>alert(1)</script>", "a very long class name " * 8, '$x_1$ & "quotes"', "größte Übung", "line\nbreak")
-FIGURES = {"loss", "accuracy", "throughput", "classes", "confusion_matrix", "grid", "mistakes"}
+FIGURES = {"loss", "accuracy", "throughput", "learning_rate", "classes", "confusion_matrix", "grid", "mistakes"}
 RUNS: dict[str, dict[str, Any]] = {
     "cifar10": {"classes": CIFAR10, "images": 10_000, "skill": 0.57, "epochs": 8, "resumed_at": (250, 510)},
     "a part of cifar10": {"classes": CIFAR10, "images": 9_990},
@@ -34,13 +36,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "just begun": {"finished": False, "epochs": 1, "loss": 1.0},
     "nan": {"finished": False, "loss": float("nan")},
     "one epoch": {"epochs": 1},
+    "imbalanced": {"rare": 20, "classes": tuple("abcdefgh"), "images": 2000},
 }
 
 
 class Tags(HTMLParser):
     """Counts elements and complains about those that are not closed in order."""
 
-    VOID = ("meta", "link", "img", "br", "col", "!doctype")
+    VOID = ("meta", "link", "img", "input", "br", "col", "!doctype")
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +92,8 @@ def test_every_kind_of_run_gives_a_well_formed_page_and_all_its_figures(name: st
     assert all(a.get("aria-label") for tag, a in tags.seen if tag == "svg")
     drawn = {path.stem for path in (run / "figures").glob("*.png")}
     finished = RUNS[name].get("finished", True)
-    expected = FIGURES if finished else {"loss", "accuracy", "throughput"}
+    expected = FIGURES if finished else {"loss", "accuracy", "throughput", "learning_rate"}
+    expected = set() if name == "nan" else expected | ({"hardest"} if name == "a hundred classes" else set())
     assert drawn == expected - ({"mistakes"} if name in ("all right", "one class") else set())
     for path in (run / "figures").glob("*.png"):
         with Image.open(path) as image:
@@ -100,7 +104,9 @@ def test_a_run_that_has_only_its_configuration_can_be_reported(tmp_path: Path) -
     run = run_directories.write(tmp_path / "run", finished=False)
     for name in ("metrics.jsonl", "environment.json", "status.json"):
         (run / name).unlink()
-    assert "nothing measured yet" in parsed(run_page.write(run)).text
+    tags = parsed(run_page.write(run))
+    assert "Nothing was measured yet" in tags.text
+    assert [tag for tag, _ in tags.seen if tag == "svg"] == []
 
 
 def test_the_page_tells_result_interval_published_value_resumes_and_how_to_repeat_the_run(
@@ -116,7 +122,7 @@ def test_the_page_tells_result_interval_published_value_resumes_and_how_to_repea
         "none per class",
         "step 250 and 510",
         "2 × Some GPU",
-        "accelerate launch -q --num_processes 2 job/train.py --config",
+        "accelerate launch -q --config_file launch/multi_node.yaml --num_processes 2 --num_machines 2",
         "git checkout 0123abcd",
         "'a file.yaml'",
     ):
@@ -128,11 +134,88 @@ def test_other_data_is_not_measured_against_the_published_numbers(page: Callable
         assert "ublished" not in parsed(page(name)).text
 
 
+def test_of_uneven_classes_the_page_says_what_accuracy_hides_and_a_run_without_these_numbers_is_shown_without(
+    page: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = page("imbalanced").with_name("evaluation.json")
+    result, text = json.loads(file.read_text()), " ".join(parsed(page("imbalanced")).text.split())
+    rare, common = (row["images"] for row in (result["classes"][1], result["classes"][0]))
+    assert f"Its classes have {rare} to {common:,} images" in text
+    assert f"to say a of all images would be right on {common / 2000:.1%}" in text
+    assert f"Macro accuracy{result['macro_accuracy']:.2%}" in text
+    assert f"Calibration error {result['calibration_error']:.1%}" in text
+    assert f"{result['classes'][3]['auc']:.4f}" in text
+    assert "Its classes have" not in parsed(page("cifar10")).text
+
+    shutil.copytree(file.parent, tmp_path / "old")
+    new = ("top5_accuracy", "macro_accuracy", "macro_f1", "calibration_error", "auc")
+    old = {key: value for key, value in result.items() if key not in new}
+    old["classes"] = [{key: value for key, value in row.items() if key != "auc"} for row in result["classes"]]
+    (tmp_path / "old" / "evaluation.json").write_text(json.dumps(old))
+    text = parsed(run_page.write(tmp_path / "old")).text
+    assert "Precision, recall and F1" in text
+    assert not {"Macro", "AUC", "Calibration"} & set(text.split())
+
+
 def test_a_half_written_last_line_of_metrics_is_passed_over(tmp_path: Path) -> None:
     run = run_directories.write(tmp_path / "run", finished=False)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"split": "train", "step": 350, "lo')
     assert "step 300" in parsed(run_page.write(run)).text
+
+
+@pytest.mark.parametrize(
+    ("start", "words"),
+    [
+        ({"world_size": 1, "hosts": ["a"]}, "python job/train.py"),
+        ({"world_size": 2, "hosts": ["a"]}, "accelerate launch -q --config_file launch/cpu.yaml --num_processes 2 "),
+        (
+            {"world_size": 8, "hosts": ["a"], "device_type": "cuda"},
+            "launch/multi_gpu.yaml --num_processes 8 ",
+        ),
+        ({"world_size": 4, "hosts": ["a"], "launcher": "torchrun"}, "torchrun --nproc-per-node 4 job/train.py"),
+        (
+            {"world_size": 8, "hosts": ["a", "b"], "slurm_job": "7", "device_type": "cuda"},
+            "sbatch --nodes=2 --gpus-per-node=4 slurm/simple_cnn.sh",
+        ),
+    ],
+)
+def test_run_it_again_is_the_way_it_was_started(start: dict[str, Any], words: str, tmp_path: Path) -> None:
+    run = run_directories.write(tmp_path / "run", finished=False)
+    (run / "environment.json").write_text(json.dumps(start))
+    assert words in " ".join(run_page.launched(reader.read(run))) + " "
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (
+            {"state": "failed", "signal": None, "error": "rank 1 ran out of memory"},
+            "It failed: rank 1 ran out of memory.",
+        ),
+        ({"state": "preempted", "signal": "SIGTERM", "error": None}, "It was stopped by SIGTERM, and saved"),
+    ],
+)
+def test_a_run_that_ended_early_says_why_and_the_very_command_that_continues_it(
+    status: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    run = run_directories.write(tmp_path / "run", finished=False)
+    (run / "status.json").write_text(json.dumps({"step": 300, "attempt": 1} | status))
+    text = " ".join(parsed(run_page.write(run)).text.split())
+    assert words in text
+    assert f"job/train.py --config {run}/config.yaml --run.dir {run} " in text
+
+
+def test_points_bars_and_cells_say_what_they_are_and_a_class_without_mistakes_is_not_called_hard(
+    page: Callable[[str], Path],
+) -> None:
+    html = page("cifar10").read_text()
+    result = json.loads(page("cifar10").with_name("evaluation.json").read_text())
+    cat = next(row for row in result["classes"] if row["name"] == "cat")
+    assert f"<title>cat: {cat['correct']:,} of 1,000 images</title>" in html
+    assert "<title>validation, 1: 0.0712</title>" in html or "<title>validation, 1: 0.07125</title>" in html
+    assert f'title="cat taken for dog: {result["confusion_matrix"][3][5]}, ' in html
+    assert "Hardest are" not in parsed(page("all right")).text
 
 
 def test_no_run_is_one_line(tmp_path: Path) -> None:
@@ -177,7 +260,7 @@ def test_in_a_browser_nothing_complains_is_fetched_or_wider_than_the_window(
     broken = "return [...document.images].filter(i => !i.complete || !i.naturalWidth).length"
     assert window.run(broken) == 0
     figures = "return [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width > 250).length"
-    assert window.run(figures) == (4 if RUNS[name].get("finished", True) else 3)
+    assert window.run(figures) == {"not finished": 4, "a hundred classes": 7}.get(name, 5)
     smallest = """return Math.min(...[...document.querySelectorAll('body *')]
       .filter(e => e.getClientRects().length && [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
       .map(e => parseFloat(getComputedStyle(e).fontSize) * (e.ownerSVGElement
@@ -200,6 +283,39 @@ return [...document.querySelectorAll('body *')]
     return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 80)]; })
   .filter(([ratio]) => ratio < 4.5);
 """
+
+
+def test_the_index_sorts_without_a_script_links_reports_and_shows_curves_and_what_it_left_out(
+    window: Browser, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    for name, skill in (("a b", 0.5), ("sweep/arm/seed-1", 0.9), ("c<d", 0.7)):
+        run_directories.write(runs / name, skill=skill)
+    run_page.write(runs / "a b")
+    run_directories.write(runs / "begun", finished=False)
+    (run_directories.write(runs / "damaged") / "evaluation.json").write_text("{")
+    assert report.main([str(runs)]) == 0
+    parsed(runs / "index.html")
+    window.open(runs / "index.html", width=400)
+    assert window.complaints() == []
+    assert window.run("return document.documentElement.scrollWidth") == 400
+    assert "damaged/evaluation.json" in window.run("return document.querySelector('header').innerText")
+    seen = """return [...document.querySelectorAll('.runs tbody tr')]
+      .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
+      .map(row => row.querySelector('th').innerText)"""
+    accurate = "document.getElementById('order1').click()"
+    assert window.run(f"{accurate}; {seen}")[:2] == ["sweep/arm/seed-1", "c<d"]
+    assert window.run(f"document.getElementById('order2').click(); {seen}")[0] == "a b"
+    assert window.run("return document.querySelector('.runs a').href") == (runs / "a b" / "report.html").as_uri()
+    assert window.run("return document.querySelectorAll('.runs polyline').length") == 4
+
+
+def test_mistakes_can_be_looked_at_class_by_class(window: Browser, page: Callable[[str], Path]) -> None:
+    window.open(page("cifar10"), width=1000)
+    shown = "return [...document.querySelectorAll('#mistakes li')].filter(li => li.offsetParent).length"
+    every = window.run(shown)
+    window.run("document.querySelectorAll('#mistakes input')[1].click()")
+    assert 0 < window.run(shown) < every
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from support import run_directories
 from support.images import table, tar, tree, write
 from support.jobs import REPOSITORY, accelerate, environment, metrics, read, run_job, the_error
 from torch.nn import functional as F
 
 from job.config import command_line
+from job.config.settings import Data, Model
+from job.config.yaml_text import load_yaml
 from job.data import datasets
 from job.data.batches import epoch_order
 from job.models import registry
@@ -88,9 +92,14 @@ def test_the_run_directory_holds_what_scripts_read(runs: dict[int, Path]) -> Non
     assert environment["world_size"] == 2
     assert len(environment["hosts"]) == 1
     assert environment["torch"] == torch.__version__
-    settings = command_line.from_dict(
-        command_line.load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml"
-    )
+    said = load_file(run / "predictions.safetensors")
+    confidence, predicted = said["probabilities"].max(1)
+    assert said["probabilities"].shape == (103, 3)
+    assert torch.equal(confidence, said["confidence"])
+    assert torch.equal(predicted, said["predicted"])
+    own = said["probabilities"].gather(1, said["labels"][:, None])
+    assert read(run / "evaluation.json")["loss"] == pytest.approx(-own.log().mean().item(), rel=1e-5)
+    settings = command_line.from_dict(load_yaml((run / "config.yaml").read_text(), "config.yaml"), "config.yaml")
     assert settings.train.batch_size == BATCH
     assert registry.count_parameters(registry.SimpleCNN(3)) == sum(
         t.numel() for t in load_file(run / "model.safetensors").values()
@@ -105,7 +114,7 @@ def test_the_console_says_each_thing_once_and_plainly_in_a_file(runs: dict[int, 
     assert said.count("epoch 1/2") == 1
     for name in ("blue", "green", "red"):
         assert sum(line.strip("│ ").startswith(name) for line in said.splitlines()) == 1
-    assert f"wrote {runs[3] / 'evaluation.json'}" in said.replace("\n", "")
+    assert re.search(rf"wrote evaluation\.json, .* to {re.escape(str(runs[3]))};", said.replace("\n", " "))
     log = (runs[3] / "log.txt").read_text()
     assert "epoch 2/2" in log
     assert "blue" in log
@@ -131,8 +140,52 @@ def test_evaluate_repeats_the_result_from_the_saved_weights(runs: dict[int, Path
     assert finished.returncode == 0, finished.stderr
     again, first = read(runs[2] / "evaluation-test.json"), read(runs[2] / "evaluation.json")
     assert again["confusion_matrix"] == first["confusion_matrix"]
-    assert again["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    for name in ("loss", "top5_accuracy", "macro_accuracy", "macro_f1", "calibration_error", "auc"):
+        assert again[name] == pytest.approx(first[name], rel=1e-5), name
     assert "103 images" in finished.stdout
+
+
+def test_every_number_of_an_evaluation_is_the_same_to_the_bit_on_any_number_of_processes(
+    cache: Path, tmp_path: Path
+) -> None:
+    """Of 5,000 images, 500 are computed at once."""
+    dataset = datasets.load(Data(source="shapes10", cache=str(cache)), 42, log=lambda _: None)
+    run = run_directories.write(tmp_path / "run", classes=dataset.classes, data=dataset.fingerprint)
+    network = registry.build(Model(), classes=10, image_size=32, seed=42)
+    save_file(network.state_dict(), run / "model.safetensors")
+    found = []
+    for processes in (1, 2, 3):
+        options = [f"--run={run}", f"--data.cache={cache}"]
+        finished = run_job("evaluate.py", *options, processes=processes)
+        assert finished.returncode == 0, finished.stderr
+        again = read(run / "evaluation-test.json")
+        assert (again["images"], again.pop("world_size")) == (5000, processes)
+        found.append(again)
+    assert found[0] == found[1] == found[2]
+    assert 0.3 < found[0]["auc"] < 0.7  # it has learnt nothing
+
+
+def test_evaluate_takes_other_labelled_images_by_the_names_of_their_classes_and_leaves_the_result_alone(
+    runs: dict[int, Path], pictures: Path, tmp_path: Path
+) -> None:
+    run, others = runs[2], tmp_path / "some of them.v2"
+    for split in ("train", "test"):  # green is not there, and red has another place
+        for name in ("red", "blue"):
+            shutil.copytree(pictures / "test" / name, others / split / name)
+    first = read(run / "evaluation.json")
+    done = run_job("evaluate.py", "--run", run, "--data.root", others, processes=2)
+    assert done.returncode == 0, done.stderr
+    (path,) = run.glob("evaluation-of-some_of_them-????????.json")
+    assert "its test split's 69 images, of 2 of the run's 3 classes, none of green" in done.stdout
+    assert f"wrote {path}" in done.stdout.replace("\n", "")
+    found = read(path)
+    assert found["confusion_matrix"] == [first["confusion_matrix"][0], [0, 0, 0], first["confusion_matrix"][2]]
+    assert (found["images"], found["root"]) == (69, str(others))
+    assert read(run / "evaluation.json") == first
+    for split in ("train", "test"):
+        (others / split / "blue").rename(others / split / "violet")
+    strange = run_job("evaluate.py", "--run", run, "--data.root", others)
+    assert "has classes that the run was not trained on: violet: " in the_error(strange)
 
 
 def test_evaluate_takes_other_splits_and_runs_without_final_weights(runs: dict[int, Path]) -> None:

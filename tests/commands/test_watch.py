@@ -107,6 +107,25 @@ def test_a_real_run_is_followed_through_preemption_to_its_end(small: list[str], 
     assert any(line.startswith("run: finished") for line in lines)
 
 
+def test_a_folder_of_runs_is_a_line_each_also_of_one_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_directories.write(tmp_path / "sweep" / "arm" / "seed-1")
+    run_directories.write(tmp_path / "running", finished=False)
+    run_directories.write(tmp_path / "damaged")
+    (tmp_path / "damaged" / "evaluation.json").write_text("{")
+    assert watch.main([str(tmp_path), "--once"]) == 0
+    said = capsys.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
+    assert rows["running"][:2] == ["running", "100%"]
+    assert rows["sweep/arm/seed-1"][:2] == ["finished", "100%"]
+    assert f"left out: {tmp_path}/damaged/evaluation.json" in said.replace("\n", "")
+
+
+def test_the_loss_is_drawn_from_its_highest_to_its_lowest(tmp_path: Path) -> None:
+    assert "█▇▅▄▂▁" in shown(run_directories.write(tmp_path / "run", finished=False))
+
+
 def test_no_run_is_one_line(tmp_path: Path) -> None:
     done = run_job("watch.py", tmp_path)
     assert done.returncode == 2

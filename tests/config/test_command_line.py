@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 
@@ -144,8 +145,11 @@ def test_a_mistake_is_named_with_what_is_allowed(argv: list[str], says: str) -> 
         ("train: {epochs: 0x_}", "not valid YAML"),
         ("".join(f"k{i}: 1\n" for i in range(7000)), "unknown key k0"),
         ("x" * 100_000, "has more than 65536 bytes"),
+        ("train: {epochs: }", "train.epochs=null: needs a value"),
+        ("data: {root: null}", "data.root=null: needs a value"),
+        ("run: {trackers: ~}", "run.trackers=null: needs a value"),
         ('data: {root: "a\\0b"}', "must be a path"),
-        ('data: {root: "\\ud800"}', "must be a path"),
+        ('data: {root: "\\u202e\\x1b[2J\\ud800"}', r"data.root=\u202e\x1b[2J\ud800: must be a path"),
         ('train: {"a\\nb": 1}', "unknown key train.a\\nb"),
     ],
 )
@@ -154,6 +158,22 @@ def test_a_mistake_in_the_file_is_named(text: str, says: str, tmp_path: Path) ->
     file.write_text(text)
     with pytest.raises(UserError) as caught:
         parse("--config", str(file))
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"train": None}, "train=None in saved: must be a section"),
+        ({"train": [1]}, "must be a section"),
+        ({"trian": {}}, "unknown key trian"),
+        ({"optimizer": {"learning_rate": 10**4000}}, "saved: settings: a number of too many digits"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "saved: optimizer.learning_rate=inf"),
+    ],
+)
+def test_a_mistake_in_settings_that_a_run_kept_is_named_with_where_they_stand(settings, says) -> None:
+    with pytest.raises(UserError) as caught:
+        command_line.from_dict(settings, "saved")
     assert says in str(caught.value)
 
 
@@ -191,6 +211,30 @@ def test_help_shows_every_key_with_its_meaning_and_default() -> None:
         for key in keys:
             assert f"--{section}.{key}" in text
     assert "images per optimizer step over all processes together (type: int, default: 128)" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "own"),
+    [
+        ("train", "--config --run.dir --check --nodes --gpus-per-node --print_config"),
+        ("check", "--nodes --gpus-per-node"),
+        ("prepare", "--config"),
+        ("evaluate", "--run --split --data.root --data.source"),
+    ],
+)
+def test_help_explains_the_commands_own_options_before_the_settings(
+    command: str, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"job.{command}")
+    with pytest.raises(SystemExit, match="0"):
+        command_line.parse(["--help"], description=module.__doc__ or "")
+    usage, told = capsys.readouterr().out.split("\n\n", 1)
+    assert usage.count("\n") < 2
+    own_part, settings = told.split("\noptions:\n", 1)
+    explained = own_part.partition("Its own options:\n")[2]
+    assert [option for option in own.split() if f"{option} " not in explained] == []
+    assert own_part.count(f"job/{command}.py") or command == "check"
+    assert "--model.name" in settings
 
 
 def test_print_config_prints_a_file_that_gives_the_same_configuration(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from support.jobs import environment, run_job
 
@@ -39,12 +40,15 @@ from job.distributed import ending
 
 def main(argv):
     console = Console()
-    console.say("hello")
+    console.say("hello " + "and welcome " * 8, label="greeting")
     console.warn("look")
-    with console.bar("epoch 1/3 [/]", 100, "images", 50, 200) as move:
+    with console.bar("epoch 1/3 [/]", 100, "images", 50, 200, step="5", loss="") as move:
         for _ in range(5):
-            move(10, "loss 1.2345")
+            move(10, loss="1.2345")
             time.sleep(0.3)
+    for epoch, accuracy in ((1, 0.5), (2, 0.25)):
+        line = {"epoch": epoch, "step": 10 * epoch, "train_loss": 1.5, "loss": 1.25, "accuracy": accuracy}
+        console.epoch(line, 3, best=epoch == 1)
     console.result(RESULT)
     return 0
 
@@ -56,7 +60,7 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 def on_a_terminal(columns: int, **extra: str) -> str:
     """What the script prints on a terminal so many columns wide."""
     leader, follower = pty.openpty()
-    given = environment(TERM="xterm-256color", COLUMNS=str(columns), LINES="50", **extra)
+    given = environment(**{"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "50"} | extra)
     given.pop("NO_COLOR", None) if "NO_COLOR" not in extra else None
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *map(str, Path(__file__).parents[:2])],
@@ -87,14 +91,36 @@ def in_a_file(**extra: str) -> str:
     ).stdout
 
 
-def test_on_a_terminal_a_bar_moves_with_rate_time_left_and_loss() -> None:
-    shown = on_a_terminal(120)
+def test_on_a_terminal_a_bar_moves_with_step_loss_rate_and_time_left_in_fields_that_do_not() -> None:
+    shown = on_a_terminal(140)
     assert "\x1b[33mwarning: look" in shown
     plain = ANSI.sub("", shown)
-    assert re.search(r"epoch 1/3 \[/\] .*\d+%.* images/s  .* s left  loss 1\.2345", plain)
-    assert "━━━━━━" in plain
+    assert re.search(r"epoch 1/3 \[/\] .*%  step +5  loss  1\.2345 .* images/s .* s left .* s of this epoch", plain)
+    bars = re.findall(r"epoch 1/3 \[/\] [━╸╺ ]{16} .*?(?=\r|\n|epoch)", plain)
+    assert len({bar.index("images/s") for bar in bars if "images/s" in bar}) == 1
     assert "hardest: bird (40.0%), a cat with quite a long name (80.0%)" in plain
     assert "most confused: bird taken for größe (7)" in plain
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_a_terminal_of_any_width_shows_one_growing_table_of_epochs_and_nothing_wider_than_it(columns: int) -> None:
+    plain = ANSI.sub("", on_a_terminal(columns))
+    lines = [line for part in plain.split("\n") for line in part.split("\r")]
+    assert max(map(cell_len, lines)) <= columns
+    head, first, second = (line.split() for line in lines if line.lstrip().startswith(("epoch  ", "1/3 ", "2/3 ")))
+    assert head[:2] == ["epoch", "loss"]
+    assert first[:5] == ["1/3", "1.5000", "1.2500", "50.00%", "best"]
+    assert second[:4] == ["2/3", "1.5000", "1.2500", "25.00%"]
+    assert ("step" in head) == (columns >= 80)
+    greeting = [line for line in lines if "welcome" in line]
+    assert greeting[0].startswith("greeting hello")
+    assert all(line.startswith(" " * 9) for line in greeting[1:])
+
+
+def test_a_dumb_terminal_gets_plain_lines() -> None:
+    shown = on_a_terminal(80, TERM="dumb")
+    assert "epoch 1/3  step 10  train loss 1.5000  validation loss 1.2500  accuracy 50.00%  (best so far)" in shown
+    assert "\x1b" not in shown
 
 
 def test_no_color_is_respected() -> None:
@@ -106,14 +132,15 @@ def test_in_a_file_there_are_plain_lines_and_no_bar() -> None:
     shown = in_a_file()
     assert "\x1b" not in shown
     assert "\r" not in shown
-    assert shown.splitlines()[:2] == ["hello", "warning: look"]
+    assert shown.splitlines()[0].startswith("hello and welcome")
+    assert shown.splitlines()[1] == "warning: look"
     assert "images/s" not in shown
 
 
 def test_where_there_are_no_such_letters_nothing_fails() -> None:
     shown = in_a_file(PYTHONIOENCODING="ascii")
     assert "gr\\xf6\\xdfe" in shown
-    assert "########" in shown
+    assert "########--" in shown
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -146,7 +173,7 @@ def test_a_quiet_console_says_nothing_and_opens_no_log(tmp_path: Path, capsys: p
     quiet.say("nothing")
     quiet.result(RESULT)
     with quiet.bar("epoch", 10, "images") as move:
-        move(10, "")
+        move(10)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "log.txt").exists()
 

@@ -11,7 +11,7 @@ from support.jobs import accelerate, environment, run_job, the_error
 
 from job.config.errors import UserError
 from job.config.settings import Runtime
-from job.distributed import launcher
+from job.distributed import cores, launcher
 
 MEETING = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 
@@ -74,10 +74,10 @@ def test_what_says_that_a_process_is_alone_is_ignored_and_what_says_the_same_for
 def test_numbers_of_threads_that_a_shell_said_are_taken_ignored_or_refused(told) -> None:
     for text, threads in (("3", 3), ("4,2", 4), ("", 1), ("0", 1), ("many", 1), ("-2", 1), ("²", 1)):
         told(OMP_NUM_THREADS=text)
-        assert launcher.threads_for(Runtime(), alone=True) == threads
+        assert cores.threads_for(Runtime(), alone=True) == threads
     told(OMP_NUM_THREADS="1000000")
     with pytest.raises(UserError, match="OMP_NUM_THREADS=1000000 in the environment is more than 1024: unset"):
-        launcher.threads_for(Runtime(), alone=True)
+        cores.threads_for(Runtime(), alone=True)
 
 
 def test_a_mistake_is_spoken_of_at_once_by_whoever_is_told_to_be_rank_one_of_a_group_that_nobody_launched() -> None:

@@ -3,7 +3,8 @@
 ``FAULTS`` in the environment is a JSON list of ``{"do": ACTION, "at": POINT, "n": 1, "rank": 0}``. At the ``n``-th time
 that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 
-Points: ``start`` (of the loop), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
+Points: ``open`` (the run directory is about to be), ``start`` (of the loop), ``batch`` (its images are about to be
+read), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
 ``agreement`` (of two or more ranks on whether to stop, when all have said and none has heard),
 ``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
 the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
@@ -60,7 +61,15 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
 
     step, predictions = trainer.Trainer._step, Batches.evaluation
     run, write, replace = trainer.Trainer.run, files.write_file, Path.replace
-    maximum = Group.maximum
+    maximum, fetch, open_run = Group.maximum, Batches.fetch, train._train
+
+    def injected_open(*arguments: Any) -> None:
+        come_to("open")
+        open_run(*arguments)
+
+    def injected_fetch(self: Batches, rows: torch.Tensor) -> Any:
+        come_to("batch")
+        return fetch(self, rows)
 
     def injected_run(self: trainer.Trainer) -> evaluation.Predictions:
         come_to("start")
@@ -102,6 +111,8 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     trainer.Trainer.run = injected_run  # type: ignore[method-assign]
     trainer.Trainer._step = injected_step  # type: ignore[method-assign]
     Group.maximum = injected_maximum  # type: ignore[method-assign]
+    Batches.fetch = injected_fetch  # type: ignore[method-assign, assignment]
+    train._train = injected_open
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
     files.write_file = injected_write

@@ -1,12 +1,11 @@
-"""Processes forked from one that has the libraries imported: that saves five seconds a start, and nothing else.
+"""Processes forked from one that has all imported: that saves six seconds a start, and nothing else.
 
-What is forked has imported nothing of the job itself, and gets arguments, environment, directory and output of its own.
+What is forked has done nothing of the job itself, and gets arguments, environment, directory and output of its own.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import multiprocessing
 import os
 import runpy
@@ -15,17 +14,19 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from unittest import mock
 
-LIBRARIES = ["torch", "torch._dynamo", "accelerate", "jsonargparse", "safetensors.torch", "PIL.Image"]
-LIBRARIES += ["rich.console", "rich.progress", "rich.table", "matplotlib.figure", "matplotlib.backends.backend_svg"]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @functools.cache
 def fork_server() -> ForkServerContext:
     """One a test process: it starts with the first use, and ends with the test process."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(LIBRARIES)
-    forkserver.ensure_running()
+    server.set_forkserver_preload(["support.imported"])
+    path = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests")))
+    with mock.patch.dict(os.environ, PYTHONPATH=path):  # before Python 3.13 it does not get this process's sys.path
+        forkserver.ensure_running()
     return server
 
 
@@ -56,11 +57,12 @@ def _become(arguments: list[str], environment: dict[str, str], out: str, error: 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir("/")
-    script, repository = Path(arguments[0]), Path(__file__).resolve().parents[2]
-    others = [path for path in sys.path if not Path(path).is_relative_to(repository) or "site-packages" in path]
+    script = Path(arguments[0])
+    others = [path for path in sys.path if not Path(path).is_relative_to(REPOSITORY) or "site-packages" in path]
     if not report and script.name == "train.py":
-        sys.path[:] = [str(repository), *others]
-        importlib.import_module("job.display.run_page").write = lambda *_: None
+        from job.display import run_page
+
+        run_page.write = lambda *_: None  # type: ignore[assignment]
     sys.path[:] = [str(script.parent), *others]
     sys.argv = arguments
     runpy.run_path(arguments[0], run_name="__main__")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import socket
@@ -47,7 +48,7 @@ def run_job(
     """Run a command of the job on ``processes`` processes, as a Slurm step starts them; rank zero's output is kept.
 
     The exit status is the largest of all ranks. Two things take seconds and are done only where a test is about them:
-    ``fresh`` processes are interpreters as a shell starts them, others are forked from one that has torch imported;
+    ``fresh`` processes are interpreters as a shell starts them, others are forked from one that has all imported;
     and the ``report`` at the end of training, which fresh ones always write.
     """
     local = int(extra.get("LOCAL_WORLD_SIZE", processes))
@@ -93,16 +94,24 @@ def _wait(process: subprocess.Popen[bytes] | ForkServerProcess, seconds: float) 
     return process.exitcode
 
 
-def accelerate(*arguments: object, timeout: float = TIMEOUT, **extra: str) -> subprocess.CompletedProcess[str]:
-    """``accelerate launch`` with arguments, from another directory than the repository's."""
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *map(str, arguments)],
-        env=environment(**extra),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd="/",
-    )
+def accelerate(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
+    """``accelerate launch`` with arguments, from another directory than the repository's.
+
+    The launcher is forked from a process that has accelerate imported; what it starts are interpreters of their own.
+    """
+    package = importlib.util.find_spec("accelerate")
+    assert package is not None
+    assert package.origin is not None
+    launcher = Path(package.origin).parent / "commands" / "accelerate_cli.py"
+    words = [sys.executable, str(launcher), "launch", *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        out, error = Path(folder, "out"), Path(folder, "error")
+        process = forked.start(words, environment(**extra), out, error, report=True)
+        try:
+            status = _wait(process, TIMEOUT)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(words, status, out.read_text(), error.read_text())
 
 
 def metrics(run: Path, split: str | None = None) -> list[dict[str, Any]]:

@@ -29,10 +29,12 @@ def write(
     seed: int = 42,
     skill: float = 0.6,
     data: str = "fingerprint",
+    rare: int = 1,
 ) -> Path:
     """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test images.
 
-    ``loss`` replaces all training losses; what the test images are depends on ``data`` alone.
+    ``loss`` replaces all training losses; what the test images are depends on ``data`` alone. Each class but the first
+    has a ``rare``-th of its images.
     """
     path.mkdir(parents=True)
     settings = Config(
@@ -66,18 +68,23 @@ def write(
     status = {"state": state, "step": epochs * 100, "signal": None, "error": None, "attempt": len(starts)}
     (path / "status.json").write_text(json.dumps(status))
     if finished:
-        _finish(path, classes, images, epochs, skill, data, seed)
+        _finish(path, classes, images, epochs, skill, data, seed, rare)
     return path
 
 
-def _finish(path: Path, classes: tuple[str, ...], images: int, epochs: int, skill: float, data: str, seed: int) -> None:
+def _finish(
+    path: Path, classes: tuple[str, ...], images: int, epochs: int, skill: float, data: str, seed: int, rare: int
+) -> None:
     labels = torch.arange(images) % len(classes)
+    labels[torch.arange(images) // len(classes) % rare != 0] = 0
     draw = torch.Generator().manual_seed(seed)
     wrong = torch.rand(images, generator=draw) >= skill
     offsets = torch.randint(1, max(len(classes), 2), (images,), generator=draw)
     predicted = torch.where(wrong, (labels + offsets) % len(classes), labels)
     confidence = torch.rand(images, generator=draw)
-    predictions = Predictions(predicted, confidence, torch.ones(images), labels)
+    others = (1 - confidence) / max(len(classes) - 1, 1)
+    probabilities = others[:, None].repeat(1, len(classes)).scatter_(1, predicted[:, None], confidence[:, None])
+    predictions = Predictions(predicted, confidence, torch.ones(images), labels, wrong.long(), probabilities)
     pixels = torch.randint(0, 256, (images, 32, 32, 3), generator=draw, dtype=torch.uint8)
     samples.keep(path, Split(pixels, labels, torch.arange(images)), predictions)
     predictions.save(path)

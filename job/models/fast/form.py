@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import cpu
 
-from job.config.settings import Config
+from job.config.settings import Config, Optimizer
 from job.models.fast import collapse, convolutions, dropout
 from job.models.simple_cnn import SimpleCNN
 
@@ -28,6 +29,12 @@ def fast(model: nn.Module, settings: Config, *, image_size: int, device: torch.d
         said += _for_cpus(model, settings)
     model.to(memory_format=torch.channels_last)
     return said
+
+
+def portable(model: nn.Module, settings: Config) -> None:
+    """Leave out what ``model`` does many times over, to rounding, by layers that every program knows: for export."""
+    unpenalised = dataclasses.replace(settings, optimizer=Optimizer())  # nothing is trained any more
+    collapse.collapse(model, unpenalised, settings.data.image_size)
 
 
 def own_weights(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
