@@ -268,7 +268,12 @@ def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small
         finished = run_job(
             "train.py",
             *(*small, "--train.batch_size=42", "--train.gradient_shards=6", "--run.log_every=5"),
-            *("--data.augment=[flip,crop]", f"--train.epochs={epochs}", f"--run.dir={run}"),
+            *("--train.mixup=0.2", "--train.cutmix=1", "--train.label_smoothing=0.1"),
+            *(
+                "--data.augment=[flip,crop,resized_crop,rotate,color,erasing]",
+                f"--train.epochs={epochs}",
+                f"--run.dir={run}",
+            ),
             processes=processes,
         )
         assert finished.returncode == 0, finished.stderr

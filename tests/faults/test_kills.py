@@ -74,10 +74,16 @@ def test_killed_between_the_final_files_ends_with_the_same_bits(start, undisturb
     assert [path.name for path in (tmp_path / "run").glob(".*")] == [], "left-over temporary files"
 
 
+MIXED = ("--train.mixup", "0.2", "--train.cutmix", "1")
+
+
 @pytest.mark.parametrize(
     ("network", "arguments"),
     [
-        ("narrow", ("--model.name", "vgg16", "--data.augment", "[flip,crop]")),
+        (
+            "narrow",
+            ("--model.name", "vgg16", *MIXED, "--data.augment", "[crop,flip,resized_crop,rotate,color,erasing]"),
+        ),
         ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "[flip]", "--train.gradient_accumulation", "2")),
         ("", ("--optimizer.name", "sgd", "--schedule.name", "onecycle", "--train.clip_norm", "1")),
         ("", ("--optimizer.name", "adamw", "--optimizer.weight_decay", "0.1", "--schedule.name", "cosine")),
