@@ -92,7 +92,7 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--data.augment=[flip,zoom]"], "a list, each one of flip, crop, resized_crop, rotate, color, erasing"),
         (["--data.augment=crop"], "must be a list, each one of flip"),
         (["--train.mixup=-1"], "train.mixup=-1.0: must be from 0 up to"),
-        (["--train.cutmix=nan"], "train.cutmix=nan: must be from 0 up to"),
+        (["--train.cutmix=nan"], "train.cutmix=nan: must be a number"),
         (["--run.trackers=[excel]"], "must be a list, each one of tensorboard, wandb, mlflow"),
         (["--train.batch_size"], "--train.batch_size: needs a value"),
         (["--train={epochs: 3}"], "--train is a section"),
