@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A file's tests stay in one process: they share what they launched. More than four only wait for each other's jobs.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile
+# Files start in the order of tests/conftest.py, the longest first.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test lint format bench clean
 .DELETE_ON_ERROR:

@@ -39,7 +39,6 @@ from job.distributed import launcher
 from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
-from job.runs.directory import choose
 from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
@@ -128,7 +127,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
-    load = partial(datasets.load, dataclasses.replace(settings.data, download=False), settings.train.seed)
+    data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
+    load = partial(datasets.load, data, settings.train.seed, node_disk=disk)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     for note in dataset.notes if dataset else ():
         checks.append(Check("data", "note", note))
@@ -138,7 +138,8 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         _look(checks, "plan", lambda: _plan(settings, len(dataset.train), len(dataset.validation)))
     if found is not None:
         model = found[0]
-        size, path = checkpoint_bytes(settings, model), choose(settings.run.dir, launcher.run_name(name), same_job=True)
+        size, path = checkpoint_bytes(settings, model), REPOSITORY / "runs" / launcher.run_name(name)
+        path = path if settings.run.dir is None else Path(settings.run.dir).expanduser().resolve()
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
         _look(checks, "memory", lambda: _memory(settings, shape, model))
         _look(checks, "run directory", lambda: _directory(path, existing, settings.checkpoint.keep, size))

@@ -1,6 +1,7 @@
 """Compare finished runs: accuracy, per class, by McNemar's test, over seeds, speed, and with the published numbers.
 
   python job/compare.py RUN [RUN ...] [--out DIR] [--markdown FILE]
+  python job/compare.py --sweep runs/SWEEP       arms of job/sweep.py, seed by seed, and what they answer
 Shows tables, and writes comparison.html and comparison.json into DIR (default: the current directory). docs/results.md
 is what --markdown writes.
 """
@@ -24,20 +25,30 @@ from job.config.errors import UserError
 from job.display import comparison_page
 from job.display.console import Console, plain_table, plain_text
 from job.distributed import ending
-from job.evaluation import comparison
+from job.evaluation import arms, comparison
 from job.runs.files import write_whole
 
 
 def main(argv: list[str]) -> int:
     """Compare the runs named; returns the exit status."""
     parser = Arguments(__doc__ or "")
-    parser.add_argument("run", nargs="+", type=Path, help="run directory of a finished run")
+    parser.add_argument("run", nargs="*", type=Path, help="run directory of a finished run")
+    parser.add_argument("--sweep", type=Path, metavar="DIR", help="all finished runs <arm>/seed-<n> in DIR")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the two files go")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too, with what ran them")
     options = parser.parse_args(argv)
-    runs = comparison.read(options.run)
-    compared = comparison.compare(runs)
+    if bool(options.run) == bool(options.sweep):
+        raise UserError("no runs" if not options.run else "--sweep beside runs", "name runs, or one sweep by --sweep")
     console = Console()
+    if options.sweep:
+        found, left_out = arms.below(options.sweep)
+        for line in left_out:
+            console.warn(line)
+        runs = [one for by_seed in found.values() for one in by_seed.values()]
+        compared = comparison.compare(runs, pairs=False) | arms.compare(found)
+    else:
+        runs = comparison.read(options.run)
+        compared = comparison.compare(runs)
     for one in runs:
         if one.run.unread:
             console.warn(f"{one.name}: {one.run.left_out}")
@@ -59,6 +70,8 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             raise UserError(f"{file} cannot be written ({error.strerror})", "write to another place") from None
         console.say(f"wrote {file}")
+    for line in compared.get("answers", []):
+        console.say(line, "bold")
     return 0
 
 

@@ -36,7 +36,6 @@ from job.runs.files import write_whole
 from job.runs.records import Origin
 
 if TYPE_CHECKING:
-    from job.config.settings import Config
     from job.data.datasets import Dataset, Split
 
 SPLITS = ("test", "validation", "train")
@@ -44,11 +43,17 @@ SPLITS = ("test", "validation", "train")
 
 def main(argv: list[str]) -> int:
     """Evaluate one split and show it; returns the exit status."""
-    options, rest = command_line.take_options(argv, "run", "split")
+    options, rest = command_line.take_options(argv, "run", "split", "data.root")
+    named = [word for word in rest if word.startswith("--data.source")]
+    if (root := options["data.root"]) is not None:
+        named += [f"--data.root={root}"]
+        rest += named[-1:] if len(named) > 1 or _is_cifar10(Path(root)) else [*named, "--data.source=folder"]
     settings, run = restored.of_run(options["run"], rest, __doc__ or "")
-    named = {"--data.root", "--data.source"} & {word.partition("=")[0] for word in rest}
-    if named == {"--data.root"} and not _is_cifar10(settings):
-        settings, run = restored.of_run(options["run"], [*rest, "--data.source=folder"], "")
+    table, given = settings.data.labels, any(word.startswith("--data.labels") for word in rest)
+    if root is not None and table and not given and Path(root).is_dir() and not (Path(root) / table).exists():
+        # The table of the run's own images says nothing of these.
+        rest += ["--data.labels=null", "--data.hold_out=random"]
+        settings, run = restored.of_run(options["run"], rest, "")
     split = options["split"]
     if split not in (None, *SPLITS):
         raise UserError(f"--split {split}", f"must be one of {', '.join(SPLITS)}")
@@ -67,7 +72,7 @@ def main(argv: list[str]) -> int:
 
     def prepared() -> str:  # other images of more than 8 bits are to be seen as those were that the run was trained on
         own = (deep[0], deep[1]) if named and deep else None
-        return str(datasets.prepare(settings.data, console.bar, console.say, own or "ask"))
+        return str(datasets.prepare(settings.data, console.bar, console.say, deep=own or "ask"))
 
     stored = group.once_a_node(prepared)
     dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
@@ -107,14 +112,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _is_cifar10(settings: Config) -> bool:
-    """Whether that is asked for, and lies there."""
+def _is_cifar10(root: Path) -> bool:
     from job.data.cifar10 import PUBLISHED
 
-    root = Path(settings.data.root).expanduser()
-    return settings.data.source == "cifar10" and any(
-        (root / name).exists() for name in (PUBLISHED.filename, PUBLISHED.folder)
-    )
+    return any((root.expanduser() / name).exists() for name in (PUBLISHED.filename, PUBLISHED.folder))
 
 
 def _others(dataset: Dataset, classes: tuple[str, ...], root: str) -> tuple[str, Split]:
@@ -130,7 +131,8 @@ def _others(dataset: Dataset, classes: tuple[str, ...], root: str) -> tuple[str,
         )
     split, part = "test", dataset.test
     if part.images is dataset.train.images or not len(part):  # drawn from the others, or there is none
-        split, part = "all", Split(part.images, part.labels, torch.arange(len(part.labels)))
+        whole = dataset.train  # its array holds them all
+        split, part = "all", Split(whole.images, whole.labels, torch.arange(len(whole.labels)))
     numbers = torch.tensor([classes.index(name) for name in dataset.classes])
     return split, dataclasses.replace(part, labels=numbers[part.labels])
 

@@ -26,9 +26,10 @@ def main(argv: list[str]) -> int:
 
     from job.data import datasets
     from job.display.console import Console
-    from job.models import weights
+    from job.models import registry, weights
     from job.runs import restored
 
+    registry.builder(settings.model.name)
     console = Console()
     dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
     console.say(f"{dataset}, verified")

@@ -75,13 +75,9 @@ def main(argv: list[str]) -> int:
 
     console = Console(quiet=not group.is_rank_zero)
     directory = group.guarded(lambda: _open(settings, argv, console), on=group.is_rank_zero)
-    path = Path(group.from_rank_zero(str(directory.path) if directory else ""))
     finished = group.from_rank_zero(directory.result if directory else None)
     if finished and finished.get("epochs") == settings.train.epochs:
-        if directory is not None:
-            if not (path / "report.html").exists():
-                _report(directory, console)
-            _show(finished, console, path)
+        group.guarded(lambda: _show_again(finished, settings, directory, console) if directory else None)
         group.close()
         return 0
     if directory is not None and group.roll_call is not None:
@@ -96,7 +92,8 @@ def main(argv: list[str]) -> int:
 
 def _open(settings: Config, argv: list[str], console: Console) -> RunDirectory:
     name = command_line.config_name(argv)
-    path = choose(settings.run.dir, launcher.run_name(name), same_job=launcher.under_slurm())
+    job = launcher.slurm_job() if settings.run.dir is None else None
+    path = choose(settings.run.dir, launcher.run_name(name), job, console.say)
     return RunDirectory(path, settings, console.warn)
 
 
@@ -115,7 +112,8 @@ def _train(
         console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
     console.say(environment.in_words(processes), label="devices")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
-    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
+    disk = launcher.node_disk()
+    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
     console.say(str(dataset), label="data")
@@ -147,6 +145,8 @@ def _train(
             _report(directory, console)
             tracks.result(result, trainer.progress.step)
             _show(result, console, directory.path)
+            directory.completed()
+            _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
 
 
 def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions) -> Evaluation:
@@ -204,17 +204,52 @@ def _show(result: Evaluation, console: Console, path: Path) -> None:
     console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
 
 
+def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:
+    """Show a finished run's result once more; write what is missing, where the start that found it was killed."""
+    from job.runs import files, restored
+
+    path, lacking = directory.path, directory.lacks()
+    if "log.txt" in lacking:
+        console.log_to(path / "log.txt")
+    if lacking:
+        console.say(f"the run is finished; what is missing is written: {', '.join(lacking)}")
+    if "model.safetensors" in lacking:
+        try:
+            model, _ = restored.restore(path, settings, tuple(row["name"] for row in result["classes"]))
+            files.save_weights(path / "model.safetensors", model.state_dict())
+        except (UserError, OSError) as error:  # its checkpoints may be gone as well
+            console.warn(f"no model.safetensors ({first_line(error)})")
+    if {"report.html", "figures"} & set(lacking):
+        _report(directory, console)
+    _show(result, console, path)
+    if "log.txt" in lacking:
+        directory.completed()
+        _tell(settings, directory, console, "finished", f"accuracy {result['accuracy']:.2%}")
+
+
+def _tell(settings: Config, directory: RunDirectory, console: Console, state: str, how: str) -> None:
+    """Tell who waits for the run in ``directory`` that this start of it ended."""
+    from job.display import notify
+
+    message = {"text": f"{directory.path.name}: {state}, {how}", "run": str(directory.path), "state": state}
+    if problem := notify.tell(settings.run.notify, message):
+        console.warn(problem)
+
+
 def _ended(error: Exception, settings: Config, group: Group, console: Console, directory: RunDirectory | None) -> int:
     """Say once why the run ended early, leave it in ``status.json``, and give the exit status."""
     if isinstance(error, UserError):
         if directory is not None:
             directory.failed(str(error))
+            _tell(settings, directory, console, "failed", str(error))
         raise error
     if isinstance(error, StoppedEarlyError):
         if directory is not None:
             directory.stopped(str(error))
         console.say(f"stopped by {error}, and saved: run the same command again to continue")
         group.close()
+        if directory is not None:
+            _tell(settings, directory, console, "stopped", f"by {error}, and saved")
         return PREEMPTED
     message = ending.reason(error, group, settings.train.batch_size)
     if group.roll_call is not None and not ending.lost_contact(error):
@@ -222,6 +257,7 @@ def _ended(error: Exception, settings: Config, group: Group, console: Console, d
     if directory is not None:
         directory.failed(message, recurs=getattr(error, "recurs", False))
         console.say(f"last checkpoint: {directory.newest_checkpoint() or 'none'}; the same command continues from it")
+        _tell(settings, directory, console, "failed", message)
     if group.roll_call.speaks() if group.roll_call is not None else group.is_rank_zero:
         ending.complain(message)
     return FAILED

@@ -29,7 +29,7 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console, plain_text
-from job.display.text import decimals, duration, epoch_words, percent, rounded, sparkline
+from job.display.text import decimals, duration, epoch_words, goodput, percent, rounded, sparkline
 from job.distributed import ending
 from job.runs import reader
 from job.runs.reader import Run, number
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
         (run,) = follow(screen, looking, lambda runs, _: view(runs[0]))
     else:
         run = tell(looking)
+        if spent := goodput(run.spent):
+            Console().say(spent)
     if run.evaluation:
         console = Console()
         console.result(run.evaluation)
@@ -144,6 +146,8 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(plain_text(where(run)))
+    if spent := goodput(run.spent):
+        parts.append(plain_text(spent, "dim"))
     curve = sparkline([number(line.get("loss")) for line in run.lines("train")], 60)
     if len(curve) > 1:
         parts.append(Text(curve, "cyan"))

@@ -63,12 +63,13 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     """Say what came of a start and see to what follows; the exit status of the batch script.
 
     ``exit_status`` is srun's, the highest of its tasks; ``messages`` are the lines it wrote itself. What status.json
-    says of this start outranks both: a process can still die after all its work is saved.
+    says of this start outranks both: a process can still die after all its work is done. One that dies between the
+    result and the report comes back to write what is missing.
     """
     failures = read_failures(messages)
     after = read_status(start.run)
     state = after.get("state") if after != start.status else None
-    if exit_status == FINISHED or state == "finished":
+    if exit_status == FINISHED or (state == "finished" and after.get("complete", True)):
         show_errors(start, 0)
         return end(start, "finished", FINISHED)
     stopped = exit_status == PREEMPTED and all(failure.status == PREEMPTED for failure in failures)

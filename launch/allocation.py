@@ -29,6 +29,9 @@ class Allocation:
 
     job: str
     """what scontrol calls this job; ``<array>_<task>`` in an array, where the bare id can mean the whole array"""
+    cluster: str
+    submitted: int
+    """seconds since 1970; of a job that was requeued, when that was"""
     name: str
     restarts: int
     nodes: tuple[str, ...]
@@ -72,6 +75,8 @@ def read_allocation(job: str, record: str) -> Allocation:
     cpus = min(map(int, re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE", "1"))))  # 8(x2),16
     return Allocation(
         job=job,
+        cluster=env.get("SLURM_CLUSTER_NAME", ""),
+        submitted=submission_time(job),
         name=re.sub(r"[^A-Za-z0-9._-]+", "-", env.get("SLURM_JOB_NAME", "job")).lstrip(".") or "job",
         restarts=int(env.get("SLURM_RESTART_COUNT", "0")),
         nodes=nodes,
@@ -124,6 +129,12 @@ def stamp(name: str, record: str) -> int | None:
     with contextlib.suppress(ValueError):
         return int(datetime.strptime(found[1], "%Y-%m-%dT%H:%M:%S").timestamp()) if found else None
     return None
+
+
+def submission_time(job: str) -> int:
+    """When the job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
+    asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+    return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 
 def job_name() -> str:

@@ -25,12 +25,18 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import aftermath
-from aftermath import BAD_INPUT, Start
+import directory
+import snapshot
+from aftermath import BAD_INPUT, PREEMPTED, Start
 from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job, stamp
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+PROGRAM = Path(__file__).resolve().parents[1]
+"""the repository, or the copy of it that this job runs from"""
+REPOSITORY = snapshot.repository(PROGRAM)
+STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU)
 REPEAT_STOP = 5.0
 """seconds after which the STOP file is written again"""
 WARNED_AT_ONCE, SHORT_JOB = 90, 1800
@@ -49,15 +55,18 @@ def main(config: str, overrides: list[str]) -> int:
     stop = StopRequest()
     job = job_name()
     allocation = read_allocation(job, show_job(job))
+    run = run_directory(allocation, overrides)
+    code = snapshot.own(allocation, run, PROGRAM, ["--config", config, *overrides])
+    if code != PROGRAM:
+        stop.hand_over(code / "launch" / "slurm.py")
     # srun refuses these where they differ from its options.
     os.environ.pop("SLURM_CPUS_PER_TASK", None)
     os.environ.pop("SLURM_TRES_PER_TASK", None)
-    run = run_directory(allocation, overrides)
+    words = snapshot.pinned(PROGRAM, ["--config", config, *overrides])
     arguments = [
-        "--config",
-        config,
+        *words[:2],
         *defaults(allocation, overrides),
-        *overrides,
+        *words[2:],
         *identity(allocation, run, overrides),
     ]
     start = aftermath.begin(allocation, run)
@@ -66,9 +75,16 @@ def main(config: str, overrides: list[str]) -> int:
         f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
     )
     stop.begin(allocation, run)
+    disk = node_disk()
+    if disk:
+        os.environ["RANKZERO_NODE_DISK"] = disk
     exit_status, messages = launch(start, arguments)
     stop.withdraw()
-    return aftermath.settle(start, exit_status, messages)
+    status = aftermath.settle(start, exit_status, messages)
+    # A job that comes back will want its images again.
+    if disk and (status != PREEMPTED or "JobState=CANCELLED" in run_client("scontrol", "show", "job", job).stdout):
+        leave_nodes(allocation, disk)
+    return status
 
 
 def given(overrides: list[str], key: str) -> str | None:
@@ -86,8 +102,8 @@ def run_directory(allocation: Allocation, overrides: list[str]) -> Path:
     """The job's run directory: the same after a requeue, another one for each task of an array."""
     asked = given(overrides, "--run.dir")
     if asked is None:
-        return REPOSITORY / "runs" / f"{allocation.name}-{allocation.job}"
-    if allocation.array_task is not None:
+        return directory.find(REPOSITORY / "runs", allocation)
+    if allocation.array_task is not None and "RANKZERO_SWEEP" not in os.environ:  # slurm/sweep.sh: one a task
         raise LaunchError(
             f"--run.dir {asked} in a job array gives every task the same directory: leave it out, and each has its own"
         )
@@ -99,9 +115,6 @@ def defaults(allocation: Allocation, overrides: list[str]) -> list[str]:
     words = []
     if allocation.gpus:
         words += ["--runtime.device", "cuda"]  # a node without its driver must not train on its CPU, unnoticed
-    if given(overrides, "--data.cache") is None:
-        local = local_disk(allocation)
-        words += ["--data.cache", str(local)] if local else []
     return words
 
 
@@ -115,20 +128,22 @@ def identity(allocation: Allocation, run: Path, overrides: list[str]) -> list[st
     return words
 
 
-def local_disk(allocation: Allocation) -> Path | None:
-    """A directory on every node's own disk for the decoded images; None where the site names none.
+def node_disk() -> str | None:
+    """A directory of this user on every node's own disk, for the decoded images; None where the site names none.
 
     One process a node decodes the archive into it while the others wait, and all of them map it.
     """
-    named = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR")
-    if not named or not os.path.isabs(named):
-        return None
-    local = Path(named) / "rankzero"
-    done = run_client(*srun(allocation, tasks=1, cpus=1), "mkdir", "-p", "--", str(local))
-    if done.returncode:
-        say(f"{local} cannot be made on every node, so the decoded images stay where the data set is")
-        return None
-    return local
+    named = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") or ""
+    return os.path.join(named, f"rankzero-{os.getuid()}") if os.path.isabs(named) else None
+
+
+def leave_nodes(allocation: Allocation, disk: str) -> None:
+    """Remove ``disk`` on all nodes, or on this one if Slurm starts nothing any more, unless another job holds it."""
+    remove = ["bash", "-c", 'if [ -O "$1" ] && [ ! -L "$1" ]; then exec flock -n "$1" rm -rf -- "$1"; fi', "rm", disk]
+    for command in ([*srun(allocation, tasks=1, cpus=1), "--immediate=10", *remove], remove):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.run(command, capture_output=True, timeout=30).returncode == 0:
+                return
 
 
 def environment(allocation: Allocation) -> dict[str, str]:
@@ -140,6 +155,7 @@ def environment(allocation: Allocation) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(allocation.processes),
         "RANKZERO_WORLD_SIZE": str(allocation.world_size),
         "RANKZERO_SECRET": secrets.token_hex(),  # by which the ranks know each other
+        "RANKZERO_BEGAN": str(int(time.time())),
         "OMP_NUM_THREADS": str(allocation.cpus),
         "PYTHONUNBUFFERED": "1",  # a log that is read while the job runs
     }
@@ -198,13 +214,22 @@ class StopRequest:
         self.asked = False
         self.allocation: Allocation | None = None
         self.look_at = math.inf
-        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGXCPU):
+        for number in STOPS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup keeps it ignored
                 signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._write)
         signal.setitimer(signal.ITIMER_REAL, REPEAT_STOP, REPEAT_STOP)
         # Ends the batch shell of others. Whenever Slurm sends it here, it sends it to the ranks as well; wait for them.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*STOPS, signal.SIGTERM))  # see hand_over
+
+    def hand_over(self, program: Path) -> NoReturn:
+        """Become ``program``, which is this one's copy; what is asked for meanwhile waits for its handlers."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPS, signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.execv(sys.executable, [sys.executable, str(program), *sys.argv[1:]])  # noqa: S606
 
     def begin(self, allocation: Allocation, run: Path) -> None:
         """The run directory is there, and a job that was asked to stop before that hears of it now."""
@@ -271,7 +296,7 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
         f"--error={str(start.logs).replace('%', '%%')}/rank-%t.err",
         *words(os.environ.get("RANKZERO_SRUN", "")),
         *("bash", "-c", ON_NODE, "rank"),
-        *(python, str(REPOSITORY / "job" / "train.py"), *arguments),
+        *(python, str(PROGRAM / "job" / "train.py"), *arguments),
     ]
     messages: list[str] = []
     with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE) as step:

@@ -37,3 +37,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(pictures: Path, cache: Path) -> list[str]:
     """Options that train on ``pictures``."""
     return ["--data.source=folder", f"--data.root={pictures}", f"--data.cache={cache}", "--run.trackers=[]"]
+
+
+LONGEST = ["slurm", "faults", "commands"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The folders that take longest come first, so that test processes side by side end at about the same time."""
+    order = {folder: number for number, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(Path(__file__).parent).parts[0], len(LONGEST)))

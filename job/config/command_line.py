@@ -61,17 +61,15 @@ def parse(argv: Sequence[str], *, description: str) -> Config:
         return found
 
     # What the library would say goes through one door, ours: it prints nothing itself but help and the configuration.
-    problems = io.StringIO()
-    with contextlib.redirect_stderr(problems):
+    with contextlib.redirect_stderr(io.StringIO()):
         return _checked(parser, parsed)
 
 
 def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
     _check_keys(settings, name)
-    parser = _parser()
     try:
-        return _checked(parser, lambda: parser.parse_object(renewed(settings)))
+        return _checked(_parser(), lambda: _parser().parse_object(renewed(settings)))
     except UserError as error:
         raise UserError(name, str(error)) from None
 
@@ -82,8 +80,6 @@ def _checked(parser: jsonargparse.ArgumentParser, parse: Callable[[], jsonargpar
         sections = parser.instantiate(parse())
     except jsonargparse.ArgumentError as error:
         raise _explained(str(error)) from None
-    except OverflowError:  # JSON has whole numbers that are no float
-        raise UserError("settings", "a number of too many digits") from None
     return Config(**{f.name: sections[f.name] for f in dataclasses.fields(Config)})
 
 
@@ -183,7 +179,8 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise UserError(f"--config {path} is no text in UTF-8", mend) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"--config {path}", f"cannot be read ({_reason(error)}); see configs/") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--config {path}", f"cannot be read ({reason}); see configs/") from None
     settings = load_yaml(text, str(path))
     _check_keys(settings, str(path))
     return settings
@@ -242,7 +239,3 @@ def _shown(value: Any) -> str:
     """A value as part of a line."""
     text = str(value)
     return text[:LONGEST_SHOWN] + "..." * (len(text) > LONGEST_SHOWN)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -196,6 +196,9 @@ class Run:
     """which are tested and written: of the last epoch, or of the one with the best validation accuracy"""
     max_minutes: float | None = number(None, above=0)
     """stop, save and exit with status 75 after this many minutes; null: no limit"""
+    notify: str | None = None
+    """who is told when a start of the run finishes, stops or fails: a command, which gets it as JSON on its standard
+    input, or $NAME of an environment variable that holds a command or a web address; null: nobody"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,11 @@ class Config:
                     raise UserError(f"{part.name}.{f.name}=null", "needs a value")
                 if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
                     raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
+        if self.run.notify is not None and ("://" in self.run.notify or not self.run.notify.strip()):
+            raise UserError(
+                "run.notify holds a web address, or nothing",
+                "an address may be a secret: put it into an environment variable, and give that as '$NAME'",
+            )
         if self.model.name == "simple_cnn" and self.model.weights == "imagenet":
             raise UserError("model.weights=imagenet", "there are none for simple_cnn; use null, or model.name vgg16")
         if self.train.gradient_shards and self.train.gradient_accumulation > 1:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from job.config.errors import UserError
 from job.data.local.digests import sha256
-from job.data.local.disk import OTHER_PLACE, disk_errors, flush, locked, writable
+from job.data.local.disk import OTHER_PLACE, disk_errors, flush, locked, trusted, writable
 
 FORMAT = 1
 """Raised when the layout of a stored data set changes: older ones are then rebuilt."""
@@ -143,10 +143,10 @@ def obtain(
 ) -> Stored:
     """The stored data set ``name`` from the first of ``directories`` that has it, else built in the first writable one.
 
-    Its content is verified, so that who then maps it need not do that. ``build`` writes ``ARRAYS`` into an empty
-    directory. Any number of processes may call this at once: one builds. Raises ``UserError`` where no directory is
-    writable or the disk is full, and whatever ``build`` raises.
+    Its content is verified: who then maps it need not. ``build`` writes ``ARRAYS`` into an empty directory. Any number
+    of processes may call this at once: one builds. Raises ``DiskError`` where none is of use, and what ``build`` does.
     """
+    directories = trusted(directories, name, log)
     for directory in directories:
         if isinstance(stored := _look_at(directory / name, progress), Stored):
             return stored
@@ -285,5 +285,6 @@ def _damaged(stored: Stored, hashes: dict[str, str], progress: Progress) -> str 
                     return f"{name}.npy"
     with contextlib.suppress(OSError):  # where it cannot be written the next start verifies again
         if total > _REMEMBERED:
+            note.unlink(missing_ok=True)  # it may be a link
             note.write_text(json.dumps(stamp), encoding="utf-8")
     return None

@@ -20,6 +20,7 @@ from job.data.cache import Contents, Log, Progress, Stored, silent
 from job.data.decoding import Deep
 from job.data.layout import hold_out
 from job.data.layout.folders import named
+from job.data.local.disk import DiskError, keep
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,22 @@ def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def prepare(data: Data, progress: Progress = silent, log: Log = print, deep: Deep = "ask") -> Path:
+def prepare(
+    data: Data, progress: Progress = silent, log: Log = print, node_disk: Path | None = None, deep: Deep = "ask"
+) -> Path:
     """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
     Only looks at the source, and verifies what was decoded, if that has been done. Any number of processes may call it
-    at once: one works, the others wait. ``deep`` is the range of images of more than 8 bits, where it is not to be the
-    data set's own. Raises ``UserError`` for missing or damaged data and for a cache that cannot be
-    written.
+    at once: one works, the others wait. Where ``data`` names no cache, ``node_disk`` is tried first. ``deep`` is the
+    range of images of more than 8 bits, where it is not to be the data set's own. Raises ``UserError`` for missing or
+    damaged data and for a cache that cannot be written.
     """
+    if node_disk is not None and data.cache is None:
+        try:
+            keep(node_disk)
+            return prepare(dataclasses.replace(data, cache=str(node_disk)), progress, log, deep=deep)
+        except DiskError as error:
+            log(f"{str(error).partition(': ')[0]}: the decoded images stay where the data set is")
     stored = cache.obtain(*_source(data, progress, log, deep), progress, log)
     for note in stored.notes:
         log(note)
@@ -177,9 +186,11 @@ def _notes(dataset: Dataset, stored: Stored, groups: Tensor | None) -> Iterator[
             yield f"{count} are in more than one split; what data.hold_out grouped holds out is whole groups"
 
 
-def load(data: Data, seed: int, progress: Progress = silent, log: Log = print) -> Dataset:
+def load(
+    data: Data, seed: int, progress: Progress = silent, log: Log = print, node_disk: Path | None = None
+) -> Dataset:
     """``prepare`` and ``mapped``, for a process that is alone."""
-    return mapped(prepare(data, progress, log), data, seed)
+    return mapped(prepare(data, progress, log, node_disk), data, seed)
 
 
 def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[Path], str, Callable[[Path], Contents]]:

@@ -36,7 +36,10 @@ def tables(comparison: Record) -> list[Table]:
     if not few:
         best = max(runs, key=lambda run: run["accuracy"])["name"]
         pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
-    shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
+    if "arms" in comparison:
+        shown = [_arms(comparison), _paired(comparison), _paired_classes(comparison), _runs(runs)]
+    else:
+        shown = [_runs(runs), _repetitions(repetitions), _pairs(pairs, note), *([_classes(comparison)] if few else [])]
     return [table for table in shown if table.rows]
 
 
@@ -115,6 +118,64 @@ def _repetitions(groups: list[Record]) -> Table:
     return _table("over", "Over seeds", rows, "Runs of the same recipe that differ in nothing but the seed.")
 
 
+def _arms(comparison: Record) -> Table:
+    rows = [
+        {
+            "arm": arm["name"],
+            "seeds": str(len(arm["seeds"])),
+            "mean accuracy": percent(arm["mean"], 2),
+            "deviation, points": NOTHING
+            if arm["standard_deviation"] is None
+            else f"{100 * arm['standard_deviation']:.2f}",
+            "macro accuracy": percent(arm["macro_accuracy"], 2),
+            "time": duration(arm["seconds"]),
+            "weights": rounded(arm["parameters"]),
+        }
+        for arm in sorted(comparison["arms"], key=lambda arm: -arm["mean"])
+    ]
+    return _table("arms", "Arms", rows, " ".join(f"{answer}." for answer in comparison["answers"]))
+
+
+def _best_pairs(comparison: Record) -> list[Record]:
+    """All pairs of few arms; of many, those of the best one."""
+    best = max(comparison["arms"], key=lambda arm: arm["mean"])["name"]
+    few = len(comparison["arms"]) <= MOST_DRAWN
+    return [pair for pair in comparison["paired"] if few or best in (pair["first"], pair["second"])]
+
+
+def _paired(comparison: Record) -> Table:
+    def half(value: float | None) -> str:
+        return NOTHING if value is None else f"± {100 * value:.2f}"
+
+    rows = [
+        {
+            "first / second": f"{pair['first']} / {pair['second']}",
+            "seeds": str(len(pair["seeds"])),
+            "points gained": _points(pair["difference"]),
+            "95%, other seeds": half(pair["half_width"]),
+            "95%, other images": half(pair["half_width_images"]),
+            "p (Holm)": _chance(pair["p_holm"]),
+            "seeds if unpaired": rounded(pair["unpaired_seeds"]),
+        }
+        for pair in _best_pairs(comparison)
+    ]
+    return _table(
+        "paired",
+        "Arms against each other, paired by seed",
+        rows,
+        "Second less first. The larger of the two intervals is where chance comes from: what other seeds would give on "
+        "these test images (Student's t), and what other test images would give of these runs.",
+    )
+
+
+def _paired_classes(comparison: Record) -> Table:
+    pairs = _best_pairs(comparison)[:MOST_DRAWN]
+    names = [row["name"] for row in pairs[0]["classes"]] if pairs else []
+    head = ["class", *(f"{pair['first']} / {pair['second']}" for pair in pairs)]
+    rows = [[name, *(_points(pair["classes"][i]["difference"]) for pair in pairs)] for i, name in enumerate(names)]
+    return Table("gains", "Points gained per class, mean over seeds", head, rows)
+
+
 def _pairs(pairs: list[Record], which: str) -> Table:
     rows = [
         {
@@ -122,7 +183,7 @@ def _pairs(pairs: list[Record], which: str) -> Table:
             "points gained": _points(pair["difference"]),
             "only first right": rounded(pair["only_first_right"]),
             "only second right": rounded(pair["only_second_right"]),
-            "McNemar's p": "< 0.0001" if pair["p"] < 0.0001 else decimals(pair["p"]),
+            "McNemar's p": _chance(pair["p"]),
         }
         for pair in pairs
     ]
@@ -137,6 +198,10 @@ def _classes(comparison: Record) -> Table:
         for cells, row in zip(rows, comparison["classes"], strict=True):
             cells.append(_points(None if None in row["accuracy"] else row["accuracy"][1] - row["accuracy"][0]))
     return Table("accuracy", "Accuracy per class", head, rows)
+
+
+def _chance(p: float | None) -> str:
+    return "< 0.0001" if p is not None and p < 0.0001 else decimals(p)
 
 
 def _points(value: float | None) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from job.display import figures, theme
-from job.display.text import decimals, hardest_named, listed, percent, rounded, shortened
+from job.display.text import SPENT, decimals, hardest_named, listed, percent, rounded, shortened
 from job.evaluation import reference, samples
 from job.evaluation.samples import Samples
 from job.runs import reader
@@ -86,6 +86,7 @@ def write(path: Path) -> Path:
         heat=_heat(matrix) if matrix and len(matrix) <= figures.MOST_COUNTS else [],
         heat_drawing=_heat_drawing(matrix) if matrix else "",
         shown=shown,
+        kinds=SPENT,
         launch=launched(run),
         config=(path / "config.yaml").read_text(encoding="utf-8"),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from job.config.errors import printable
-from job.runs.records import ClassRow, Confusion, Evaluation, ValidationLine
+from job.runs.records import ClassRow, Confusion, Evaluation, Seconds, ValidationLine
 
 NOTHING = "-"
 """in place of a number that there is not; every terminal has it"""
@@ -21,6 +22,29 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+SPENT = {
+    "training": "steps that count",
+    "repeated": "steps done again",
+    "startup": "start-up",
+    "checkpoints": "checkpoints",
+    "evaluation": "evaluation",
+    "waiting": "waiting",
+}
+"""kinds of ``Seconds`` in words"""
+
+
+def goodput(seconds: Seconds) -> str:
+    """Which share of the allocated time trained steps that count, and where the rest went; "" where nobody said."""
+    each = {words: cast(float, seconds.get(kind, 0.0)) for kind, words in SPENT.items()}
+    waited, allocated = each.pop("waiting"), sum(each.values())
+    if not allocated:
+        return ""
+    trained = each.pop("steps that count")
+    rest = [f"{words} {duration(value)}" for words, value in each.items() if value >= 0.05]
+    rest += [f"and {duration(waited)} of waiting between starts"] * (waited >= 0.05)
+    return f"{percent(trained / allocated)} of {duration(allocated)} trained steps that count; {', '.join(rest)}"
 
 
 def percent(share: object, digits: int = 1) -> str:

@@ -115,11 +115,21 @@ def secret() -> bytes | None:
 
 def run_name(config_name: str) -> str:
     """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job_id = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    if job_id:
-        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job_id}".replace("/", "-")
+    if under_slurm():
+        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{_job_id()}".replace("/", "-")
     return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def slurm_job() -> dict[str, Any] | None:
+    """What tells this start of a Slurm job from others; None outside Slurm."""
+    told = {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": _job_id()}
+    return told | {"restarts": _whole("SLURM_RESTART_COUNT") or 0} if under_slurm() else None
+
+
+def _job_id() -> str:
+    """``<array>_<task>`` in an array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 def under_slurm() -> bool:
@@ -133,11 +143,6 @@ def started_by() -> str:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return "python"
     return "accelerate" if any(name.startswith("ACCELERATE_") for name in os.environ) else "torchrun"
-
-
-def slurm_start() -> dict[str, Any]:
-    """Which Slurm job this is, and how often it was requeued."""
-    return {"slurm_job": os.environ.get("SLURM_JOB_ID"), "slurm_restarts": _whole("SLURM_RESTART_COUNT") or 0}
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,11 @@ def allocation() -> Allocation:
     return Allocation(*map(_whole, names))
 
 
+def began() -> int | None:
+    """When launch/ called for this process, in seconds since 1970; None where it did not."""
+    return _whole("RANKZERO_BEGAN")
+
+
 def end_time(run: Path | None = None) -> int | None:
     """When the allocation ends, in seconds since 1970, if anybody says.
 
@@ -171,9 +181,20 @@ def end_time(run: Path | None = None) -> int | None:
     return end
 
 
+def node_disk() -> Path | None:
+    """Where, on its own disk, this node may keep images, if the launch said so."""
+    return Path(os.environ["RANKZERO_NODE_DISK"]) if os.environ.get("RANKZERO_NODE_DISK") else None
+
+
 def die_with_launcher() -> None:
     """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
-    if by_launcher() and sys.platform == "linux":
+    if by_launcher():
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the process that started this one dies."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -248,9 +269,7 @@ def not_used(precision: str) -> list[str]:
     """
     told = {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
     for name in told:
-        if (
-            name != "ACCELERATE_MIXED_PRECISION"
-        ):  # says who launched; and what is said to accelerate itself wins over it
+        if name != "ACCELERATE_MIXED_PRECISION":  # which says who launched; what accelerate is told itself wins over it
             del os.environ[name]
     wanted = [
         f"{name}={value}"

@@ -71,18 +71,21 @@ def _require_same_data(first: Finished, other: Finished) -> None:
         raise UserError(f"{pair} used different data (the images' fingerprints differ)", mend)
 
 
-def compare(runs: Sequence[Finished]) -> dict[str, Any]:
-    """The content of ``comparison.json``. Differences are second less first of two runs."""
-    right = np.stack([one.right for one in runs]).astype(np.float32)
-    only = (right @ (1 - right).T).astype(np.int64)  # [first, second]: images that only the first gets right
-    pairs = itertools.combinations(range(len(runs)), 2)
+def compare(runs: Sequence[Finished], *, pairs: bool = True) -> dict[str, Any]:
+    """The content of ``comparison.json``. Differences are second less first of two runs, where ``pairs`` are wanted."""
+    found = []
+    if pairs:
+        right = np.stack([one.right for one in runs]).astype(np.float32)
+        only = (right @ (1 - right).T).astype(np.int64)  # [first, second]: images that only the first gets right
+        both = itertools.combinations(range(len(runs)), 2)
+        found = [_pair(runs[a], runs[b], int(only[a, b]), int(only[b, a])) for a, b in both]
     return {
         "runs": [_facts(one) for one in runs],
         "classes": [
             {"name": rows[0]["name"], "accuracy": [row["accuracy"] for row in rows]}
             for rows in zip(*(one.result["classes"] for one in runs), strict=True)
         ],
-        "pairs": [_pair(runs[a], runs[b], int(only[a, b]), int(only[b, a])) for a, b in pairs],
+        "pairs": found,
         "repetitions": repetitions(runs),
     }
 

@@ -66,6 +66,7 @@ def memory_bytes(settings: Config, model: nn.Module, images: int, image_size: in
         "weights": 4 * parameters,
         "gradients": 4 * trained,
         "optimizer": 4 * trained * OPTIMIZER_TENSORS[settings.optimizer.name],
+        "average": 4 * trained if settings.train.ema else 0,
         "activations": int(1.25 * width * outputs * images),
         "lower-precision copies": 0 if width == 4 else 2 * parameters,
     }

@@ -32,7 +32,9 @@ def freeze(model: nn.Module, settings: Config) -> None:
         raise UserError(f"model.freeze={what} leaves nothing to train", "name fewer layers")
     train(model)
     if settings.train.gradient_shards and normalised(model):
-        mend = f"statistics of {settings.model.name}'s batch normalisation depend on who sees what; use vgg16, or null"
+        mend = (
+            f"statistics of {settings.model.name}'s batch normalisation depend on who sees what; freeze it, or use null"
+        )
         raise UserError(f"train.gradient_shards={settings.train.gradient_shards}", mend)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import pickle
@@ -99,13 +100,13 @@ def read(path: Path) -> dict[str, Tensor]:
             if start.startswith((b"PK", b"\x80")):
                 content = torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (here, and tensors only)
                 return _tensors(content, path)
-    except OSError as error:
-        raise UserError(f"weights {path} cannot be read", error.strerror or str(error)) from None
     except pickle.UnpicklingError:  # torch's own words are how to run what it refuses to
         raise UserError(f"weights {path} hold more than tensors", "save the network's state_dict() alone") from None
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a seek to before a torn one's start
+            raise UserError(f"weights {path} cannot be read", error.strerror or str(error)) from None
         raise UserError(f"weights {path} are damaged, or no state dict", _MEND) from None
     for sign, kind in _NO_WEIGHTS.items():
         if start.lstrip().startswith(sign):

@@ -206,11 +206,11 @@ def write(directory: Path, state: State) -> Path:
         reached("trainer.json")
         files.write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": written}, indent=1).encode()])
         reached(MANIFEST)
-        files.flush_directory(temporary)
+        files.flush(temporary)
         reached("before rename")
         temporary.rename(final)
         reached("after rename")
-        files.flush_directory(directory)
+        files.flush(directory)
         return final
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

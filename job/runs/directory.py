@@ -8,8 +8,10 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -17,6 +19,8 @@ from job.config import command_line
 from job.config.errors import NO_LOCKS, UserError
 from job.config.plain import differences, to_yaml
 from job.config.settings import REPOSITORY, Config
+from job.distributed import startup
+from job.runs.environment import in_all, is_own, other_code, spending
 from job.runs.files import remove_left_overs, tolerating, write_whole
 from job.runs.reader import checkpoints, configuration, evaluation, read_json, require_plain
 from job.runs.records import Environment, Evaluation, MetricsLine, Status
@@ -41,17 +45,20 @@ class RunDirectory:
             remove_left_overs(path)
             write_whole(path / ".probe", "")
             (path / ".probe").unlink()
-        before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
+        self._before = before = self._sound(lambda: read_json(path / "status.json", Status)) or {}
         self._past = (self._sound(lambda: read_json(path / "environment.json", Environment)) or {}).get("attempts", [])
+        if self._past and "seconds" in before and self._past[-1].get("attempt") == before["attempt"]:
+            self._past[-1] |= {"seconds": before["seconds"], "reached": before["step"]}
         self.result: Evaluation | None = self._sound(lambda: evaluation(path))
         """The content of ``evaluation.json`` when the run was opened; None while it is not finished"""
         self.attempt: int = before.get("attempt", len(self._past)) + 1
         """1 for the first start in this directory"""
-        step = before.get("step", 0)
-        self._status = Status(state="running", step=step, signal=None, error=None, attempt=self.attempt)
+        self._status = Status(
+            state="running", step=before.get("step", 0), signal=None, error=None, attempt=self.attempt
+        )
         self._compare(settings)
-        self._metrics = -1
-        self._size = 0
+        self._environment: dict[str, Any] = {}
+        self._metrics, self._size = -1, 0
         self._known = bytearray()
         self.listeners: list[Callable[[MetricsLine], None]] = []
         """what else is told of each line of ``metrics.jsonl``"""
@@ -65,7 +72,9 @@ class RunDirectory:
 
     def status(self, **changes: Any) -> None:
         """Bring ``status.json`` up to date. A full disk is no reason to stop training; raises any other OSError."""
-        self._status = cast(Status, {**self._status, **changes})
+        self._status = cast(Status, {**self._status, "seconds": startup.spent(), **changes})
+        if self._environment:
+            self._status["seconds_in_all"] = in_all(spending(self._environment["attempts"], self._status))
         with tolerating(*DISK_FULL):
             write_whole(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
 
@@ -76,6 +85,8 @@ class RunDirectory:
 
     def begin(self, settings: Config, environment: dict[str, Any]) -> None:
         """Record what runs here. Raises UserError when that cannot be written."""
+        if changed := other_code(self._past, environment):
+            self._warn(changed)
         content = environment | {"attempt": self.attempt, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         # A finished run is to go on, with more epochs: its result goes first.
         finished = (self.path / "evaluation.json").exists()
@@ -160,7 +171,17 @@ class RunDirectory:
     def finish(self, result: Evaluation) -> None:
         """Write ``evaluation.json``, which makes the run a finished one."""
         write_whole(self.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        self.status(state="finished")
+        self.status(state="finished", complete=False)
+
+    def lacks(self) -> list[str]:
+        """What a start that was ended after it had the result has not written, ``log.txt`` to its end, or is gone."""
+        said = self._before.get("state") == "finished" and self._before.get("complete", True)
+        files = [name for name in ("model.safetensors", "report.html", "figures") if not (self.path / name).exists()]
+        return files if said else [*files, "log.txt"]
+
+    def completed(self) -> None:
+        """Record that nothing of a finished run is left to do."""
+        self.status(**{**(self._before if self.result else {}), "state": "finished", "error": None, "complete": True})
 
     def _compare(self, settings: Config) -> None:
         if self.result and (trained := self.result.get("epochs", 0)):
@@ -181,20 +202,33 @@ class RunDirectory:
         return before
 
 
-def choose(path: str | None, name: str, *, same_job: bool) -> Path:
+def choose(path: str | None, name: str, job: dict[str, Any] | None, say: Callable[[str], None]) -> Path:
     """The run directory to use: the given one, or ``runs/<name>``, with a number after it if that is taken.
 
-    ``same_job``: the name belongs to this job alone, and it has come back.
+    A Slurm ``job`` finds its own by ``slurm/<job>.json``, as in launch/directory.py. ``say`` hears of another job's.
     """
     if path is not None:
         return Path(path).expanduser().resolve()
-    first = REPOSITORY / "runs" / name
-    if same_job:
-        return first
-    for number in range(1, 1000):
-        candidate = first if number == 1 else first.with_name(f"{name}-{number}")
+    first, sign = REPOSITORY / "runs" / name, "." if job else "-"
+    numbered = [first, *(first.with_name(f"{name}{sign}{number}") for number in range(2, 1000))]
+    taken = list(takewhile(os.path.lexists, numbered))
+    memory = Path("slurm", f"{job['job']}.json") if job else None
+    if job and memory:
+        asked = ["env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job["job"], "--format", "%V"]
+        said = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+        job = {"submitted": int(said) if said.isdigit() else 0} | job  # 0: the controller does not say
+        if own := next((run for run in reversed(taken) if is_own(run / memory, job)), None):
+            return own
+        if taken and job["restarts"] and not (first / memory).exists():
+            return first  # begun before there was a memory, by a job that was requeued since
+    for candidate in numbered[len(taken) :]:
         with _writable(candidate), contextlib.suppress(FileExistsError):
             candidate.mkdir(parents=True)
+            if job and memory:
+                (candidate / "slurm").mkdir()
+                write_whole(candidate / memory, json.dumps(job) + "\n")
+            if job and taken:
+                say(f"{taken[-1]} is of another job that had this one's number")
             return candidate
     raise UserError(f"{first} and a thousand like it exist", "name another one with --run.dir")
 

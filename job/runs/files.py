@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -11,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from job.data.local.disk import flush
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,16 +65,6 @@ def tolerating(*numbers: int) -> Iterator[None]:
             raise
 
 
-def flush_directory(path: Path) -> None:
-    """Make renames in ``path`` outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with tolerating(errno.EINVAL):  # some network file systems know no such thing
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_file(path: Path, contents: Iterable[bytes | memoryview]) -> dict[str, Any]:
     """Write a new file, flush it to the disk, and say how many ``bytes`` it has and their ``sha256``."""
     digest = hashlib.sha256()
@@ -108,7 +99,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one safetensors file, whole or not at all."""
     with whole(path) as temporary:
         write_safetensors(temporary, to_host(tensors))
-    flush_directory(path.parent)
+    flush(path.parent)
 
 
 def to_host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

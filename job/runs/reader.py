@@ -17,7 +17,8 @@ from job.config.errors import UserError, first_line
 from job.config.plain import renewed
 from job.config.settings import Config
 from job.config.yaml_text import load_yaml
-from job.runs.records import Environment, Evaluation, MetricsLine, Status, require
+from job.runs.environment import in_all, spending
+from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status, require
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 
@@ -109,6 +110,16 @@ class Run:
             Attempt(number, int(start.get("step") or 0), str(start.get("started", "")))
             for number, start in enumerate(self.environment.get("attempts", []), 1)
         ]
+
+    @property
+    def spending(self) -> list[Seconds]:
+        """Where the seconds of each start went; nothing of those that did not say."""
+        return spending(self.environment.get("attempts", []), self.status)
+
+    @property
+    def spent(self) -> Seconds:
+        """The same over all starts."""
+        return in_all(self.spending)
 
     @property
     def resumed_at(self) -> list[int]:

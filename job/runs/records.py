@@ -109,8 +109,7 @@ class Origin(TypedDict):
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
-    deep: NotRequired[Annotated[list[float], 2, 2] | None]
-    """values of its images of more than 8 bits that became 0 and 255"""
+    deep: NotRequired[Annotated[list[float], 2, 2] | None]  # of images of more than 8 bits, what became 0 and 255
     notes: NotRequired[list[str]]
     """what of the splits makes the numbers mean less than they seem to"""
     root: NotRequired[str]
@@ -149,6 +148,23 @@ class Evaluation(Origin, Matrix):
     top_confusions: list[Confusion]
 
 
+class Seconds(TypedDict, total=False):
+    """Where the seconds of a start, or of all of them, went: each is in one of these."""
+
+    startup: float
+    """from the launch to the first step"""
+    training: float
+    """steps; of a run, those that count"""
+    repeated: float
+    """of a run: steps that a later start did again"""
+    checkpoints: float
+    """that training waited for"""
+    evaluation: float
+    """validation, test and report"""
+    waiting: float
+    """of a run: between two starts, and of a killed one since it last wrote"""
+
+
 class Status(TypedDict):
     """``status.json``."""
 
@@ -161,6 +177,11 @@ class Status(TypedDict):
     """starts in this directory, from 1"""
     recurs: NotRequired[bool]
     """whether the same command would come to the same end"""
+    complete: NotRequired[bool]
+    """of a finished run: whether its report was written and its result said"""
+    seconds: NotRequired[Seconds]
+    """of this start, until this was written"""
+    seconds_in_all: NotRequired[Seconds]
 
 
 class Start(TypedDict, total=False):
@@ -171,6 +192,16 @@ class Start(TypedDict, total=False):
     step: int
     """optimizer steps that stood when it began"""
     steps_per_epoch: Number
+    git_commit: str | None
+    code: str
+    """hex SHA-256 over the files in ``job/``"""
+    attempt: int
+    began: float
+    """seconds since 1970, of the launch under Slurm, or of the process"""
+    seconds: Seconds
+    """of a start that is over, when it last wrote"""
+    reached: int
+    """optimizer step that stood then"""
 
 
 class Environment(TypedDict, total=False):
@@ -210,7 +241,6 @@ class Position(TypedDict):
     data: str
     """the data set's fingerprint"""
     deep: NotRequired[Annotated[list[float], 2, 2] | None]
-    """as in ``Origin``"""
     world_size: int
     config: Config
 

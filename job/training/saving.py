@@ -10,6 +10,7 @@ from typing import Any
 from job.config.errors import DivergedError, FailedError, UserError
 from job.config.settings import Config
 from job.display.console import Console
+from job.distributed import startup
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
@@ -80,10 +81,11 @@ class Saving:
 
         All ranks raise FailedError when the final one fails.
         """
-        if final:
-            self._group.guarded(lambda: self._save(step, state, final=True), on=self._group.is_rank_zero)
-        elif self._group.is_rank_zero:
-            self._save(step, state, final=False)
+        with startup.spending("checkpoints"):
+            if final:
+                self._group.guarded(lambda: self._save(step, state, final=True), on=self._group.is_rank_zero)
+            elif self._group.is_rank_zero:
+                self._save(step, state, final=False)
         self._last = time.monotonic()
 
     def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:

@@ -46,6 +46,8 @@ class Step:
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = optimizers.trained(model)
         self._norms = frozen.normalised(model)
+        kinds = {type(module).__name__.lower() for module in model.modules()}
+        self._random = any("drop" in kind or "stochastic" in kind for kind in kinds)
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
         if settings.runtime.compile == "default":
             model.compile()
@@ -76,8 +78,9 @@ class Step:
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
         for i, part in enumerate(parts):
-            piece = self.group.rank * len(parts) + i
-            torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
+            if self._random:
+                piece = self.group.rank * len(parts) + i
+                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)

@@ -18,6 +18,7 @@ from job.config.settings import Config
 from job.data.batches import Batches, Part
 from job.data.datasets import Dataset, to_device
 from job.display.console import Console
+from job.distributed import startup
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
@@ -107,12 +108,15 @@ class Trainer:
 
     def run(self) -> Predictions:
         """Train what is left to train, then test. Raises StoppedEarlyError or FailedError."""
+        startup.switch("training")
         try:
             if self.preemption.tick():  # a signal that came while torch was imported or images were decoded
                 self._stop()
             while self.progress.epoch <= self.settings.train.epochs and not self._out_of_patience():
                 self._train_epoch()
-                self._validate()
+                with startup.spending("evaluation"):
+                    self._validate()
+            startup.switch("evaluation")
             predictions = self._predict(self.dataset.final, final=True)
             self._save(final=True)
             return predictions

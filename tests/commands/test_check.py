@@ -47,12 +47,6 @@ def test_every_problem_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
     assert "not ready:" in done.stdout
 
 
-def test_a_wrong_key_is_the_same_error_as_without_check() -> None:
-    done = run_job("train.py", "--check", "--train.epoks=3")
-    assert done.returncode == 2
-    assert done.stderr == "error: unknown key train.epoks: did you mean train.epochs?\n"
-
-
 def test_a_directory_that_cannot_be_written_is_a_problem(cache: Path, tmp_path: Path) -> None:
     found = by_name(
         check.preflight(

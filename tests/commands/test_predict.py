@@ -144,29 +144,6 @@ def test_a_picture_comes_from_standard_input(run: Path, pictures: Path) -> None:
     assert json.loads(done.stdout) == expected | {"picture": "-"}
 
 
-def test_mistakes_are_one_line(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "circle").mkdir()
-    (tmp_path / "circle" / "again").symlink_to(".")
-    unfinished = tmp_path / "unfinished"
-    unfinished.mkdir()
-    shutil.copy(run / "config.yaml", unfinished)
-    for arguments, words in (
-        (["--run", run], "no images"),
-        (["--run", tmp_path / "none", "x.png"], "is no run directory"),
-        (["--run", unfinished, "x.png"], "has no weights yet"),
-        (["--run", run, tmp_path / "empty"], "no images in"),
-        (["--run", run, tmp_path / "circle"], "is a link to a directory that contains it"),
-        (["x.png"], "--run"),
-        (["--run", run, "--batch", "0", "x.png"], "must be 1 or more"),
-    ):
-        done = run_job("predict.py", *arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("error: ")
-        assert words in done.stderr
-        assert done.stderr.count("\n") == 1
-
-
 def test_a_running_run_predicts_with_its_newest_checkpoint(run: Path, pictures: Path, tmp_path: Path) -> None:
     running = tmp_path / "running"
     shutil.copytree(run, running)

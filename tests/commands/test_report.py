@@ -218,13 +218,6 @@ def test_points_bars_and_cells_say_what_they_are_and_a_class_without_mistakes_is
     assert "Hardest are" not in parsed(page("all right")).text
 
 
-def test_no_run_is_one_line(tmp_path: Path) -> None:
-    done = run_job("report.py", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is no run directory")
-    assert done.stderr.count("\n") == 1
-
-
 def test_training_writes_the_report_once_more_when_it_is_missing_and_goes_on_when_it_cannot(
     small: list[str], tmp_path: Path
 ) -> None:

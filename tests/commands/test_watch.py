@@ -124,10 +124,3 @@ def test_a_folder_of_runs_is_a_line_each_also_of_one_that_cannot_be_read(
 
 def test_the_loss_is_drawn_from_its_highest_to_its_lowest(tmp_path: Path) -> None:
     assert "█▇▅▄▂▁" in shown(run_directories.write(tmp_path / "run", finished=False))
-
-
-def test_no_run_is_one_line(tmp_path: Path) -> None:
-    done = run_job("watch.py", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {tmp_path} is no run directory")
-    assert done.stderr.count("\n") == 1

@@ -175,6 +175,87 @@ def test_without_a_home_the_message_names_the_key_too(monkeypatch: pytest.Monkey
         datasets.prepare(Data(source="shapes10"))
 
 
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+STRANGER = 4242
+
+
+def of_a_stranger(place: Path) -> None:
+    place.mkdir()
+    for path in (place, *place.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+
+
+def a_link(place: Path) -> None:
+    (place.parent / "elsewhere").mkdir()
+    place.symlink_to("elsewhere")
+
+
+def open_to_all(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o777)
+
+
+def in_a_place_where_anybody_renames(place: Path) -> None:
+    place.parent.chmod(0o777)
+
+
+@AS_ROOT
+@pytest.mark.parametrize(
+    ("prepared", "used"),
+    [
+        (lambda place: None, True),
+        (lambda place: place.mkdir(0o755), True),
+        (lambda place: place.parent.chmod(0o1777), True),
+        (of_a_stranger, False),
+        (a_link, False),
+        (open_to_all, False),
+        (in_a_place_where_anybody_renames, False),
+        (lambda place: place.touch(), False),
+        (lambda place: (place.parent.rmdir(), place.parent.touch()), False),
+    ],
+)
+def test_a_directory_on_the_nodes_disk_is_used_if_it_is_this_users_alone_and_else_that_beside_the_data(
+    prepared: Callable[[Path], None], used: bool, archive: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "scratch" / "rankzero-0"
+    place.parent.mkdir()
+    prepared(place)
+    log: list[str] = []
+    path = datasets.prepare(options(archive), log=log.append, node_disk=place)
+    assert path.parent == (place if used else archive.parent / "rankzero-cache")
+    assert len([line for line in log if line.endswith("the decoded images stay where the data set is")]) == (not used)
+    if used:
+        assert not place.stat().st_mode & 0o022
+    # Who removes it asks for its lock, which this process holds.
+    taken = subprocess.run(["flock", "--nonblock", place.parent if not used else place, "true"]).returncode
+    assert taken == used
+
+
+@AS_ROOT
+def test_what_a_stranger_left_where_everybody_may_write_is_not_trusted(
+    archive: Path, home: Path, tmp_path: Path
+) -> None:
+    """A decoded set with other labels, its digests all in order, as in /tmp."""
+    right = load(archive).train.labels.tolist()
+    place = archive.parent / "rankzero-cache"
+    (entry,) = stored(place)
+    about = json.loads((entry / "about.json").read_text())
+    labels = np.load(entry / "train_labels.npy")[::-1].copy()
+    np.save(entry / "train_labels.npy", labels)
+    about["sha256"]["train_labels"] = cache.hashlib.sha256(labels.data).hexdigest()
+    about["fingerprint"] = cache._fingerprint(about["classes"], about["sha256"])
+    (entry / "about.json").write_text(json.dumps(about))
+    assert load(archive).train.labels.tolist() != right, "a good forgery"
+    archive.parent.chmod(0o1777)
+    os.chown(place, STRANGER, STRANGER)
+    log: list[str] = []
+    assert load(archive, log).train.labels.tolist() == right
+    assert f"{place} is not used" in log[0]
+    assert len(stored(home)) == 1
+    with pytest.raises(UserError, match=r"where everybody may write.*data\.cache"):
+        load(archive, cache=str(place))
+
+
 def truncate(path: Path) -> None:
     os.truncate(path / "train_images.npy", 1000)
 

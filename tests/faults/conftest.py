@@ -6,33 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from jobs import Fault, Job, differences
-from PIL import Image
+from jobs import Fault, Job, differences, draw
 
-CLASSES = 10
-TRAIN, TEST = 48, 15
-"""pictures a class"""
-STEPS = 12
-"""steps an epoch: 480 pictures, a fifth of which is for validation, in batches of 32"""
 EPOCHS = 3
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 32 x 32 pictures, each class with a pattern of its own under noise."""
-    root = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    for number in range(CLASSES):
-        pattern = draw.integers(0, 256, (4, 4, 3)).repeat(8, 0).repeat(8, 1)
-        for split, count in (("train", TRAIN), ("test", TEST)):
-            folder = root / "set" / split / f"class{number}"
-            folder.mkdir(parents=True)
-            for i in range(count):
-                noisy = (pattern + draw.normal(0, 90, pattern.shape)).clip(0, 255).astype(np.uint8)
-                Image.fromarray(noisy).save(folder / f"{i}.png")
-    return root / "set"
+    return draw(tmp_path_factory.mktemp("pictures") / "set")
 
 
 @pytest.fixture(scope="session")

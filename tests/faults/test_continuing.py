@@ -216,3 +216,19 @@ def test_what_accelerate_finds_in_the_home_directory_and_in_the_environment_is_i
     job = Launched(command, tmp_path / "out", **environment)
     assert job.wait() == 0, job.output
     same(tmp_path / "run", undisturbed(*arguments))
+
+
+def test_who_waits_is_told_when_a_start_stops_fails_and_finishes_and_no_file_has_the_secret(start, tmp_path) -> None:
+    told, run = tmp_path / "told", tmp_path / "run"
+    hook = {"HOOK": f"sh -c 'echo secret-token; cat >> {told}; echo >> {told}'"}
+    for faults, status in ((STOP, 75), ([{"do": "raise", "at": "step", "n": 9}], 1), ((), 0), ((), 0)):
+        job = start("--run.notify", "$HOOK", faults=faults, environment=hook)
+        assert job.wait() == [status], job.output
+    messages = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [message["state"] for message in messages] == ["stopped", "failed", "finished"], "once each"
+    assert [message["run"] for message in messages] == [str(run)] * 3
+    assert messages[0]["text"] == "run: stopped, by SIGTERM, and saved"
+    assert "accuracy" in messages[2]["text"]
+    assert "notify: $HOOK" in (run / "config.yaml").read_text()
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        assert b"secret-token" not in path.read_bytes(), path

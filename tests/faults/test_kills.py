@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from jobs import status
+
+from job.runs import reader
 
 KILLED = [-9]
 
@@ -49,7 +53,18 @@ def test_killed_several_times_within_each_epoch_ends_with_the_same_bits(start, u
     for step in (2, 6, 11, 13, 19, 24, 31, 36):
         job = start(faults=[{"do": "kill", "at": "step", "n": step}])
         assert job.wait() == KILLED, job.output
-    assert start().wait() == [0]
+        assert "the code in job/ is not" not in job.output
+    known = json.loads((tmp_path / "run" / "environment.json").read_text())
+    known["attempts"][-1]["code"] = "0" * 64
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(known))
+    job = start()
+    assert job.wait() == [0]
+    assert job.output.count("the code in job/ is not that of the last start (commit") == 1
+    run = reader.read(tmp_path / "run")
+    known, spent, last = run.environment["attempts"], run.spent, (run.path / "status.json").stat().st_mtime
+    assert sum(spent.values()) == pytest.approx(last - known[0]["began"], abs=1.0), "each second is in one place"
+    assert min(spent["training"], spent["repeated"], spent["startup"], spent["waiting"]) > 0
+    assert run.status["seconds_in_all"] == spent
     same(tmp_path / "run", undisturbed())
 
 
@@ -122,6 +137,27 @@ def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, star
     job = start(*arguments, processes=processes, network="narrow")
     assert job.wait() == [0] * processes, job.output
     same(tmp_path / "run", undisturbed(*arguments, processes=processes, network="narrow"))
+
+
+def test_killed_after_the_result_the_next_start_writes_what_is_missing(start, undisturbed, same, tmp_path) -> None:
+    """Out of memory while the report is drawn, say. A file that somebody deleted is written as well."""
+    run = tmp_path / "run"
+    for place in ("named evaluation.json", "report", "report"):
+        job = start(faults=[{"do": "kill", "at": place}])
+        assert job.wait() == KILLED, job.output
+        assert "test: " not in (run / "log.txt").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (run / "evaluation.json", run / "metrics.jsonl")}
+    (run / "model.safetensors").unlink()
+    job = start()
+    assert job.wait() == [0]
+    assert "what is missing is written: model.safetensors, report.html, figures, log.txt" in job.output
+    assert (run / "log.txt").read_text().count("test: ") == 1
+    assert (status(run)["state"], status(run)["complete"], status(run)["attempt"]) == ("finished", True, 1)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    same(run, undisturbed())
+    log = (run / "log.txt").read_text()
+    assert start().wait() == [0]
+    assert (run / "log.txt").read_text() == log
 
 
 def test_with_all_of_fine_tuning_on_and_shards_any_number_of_processes_goes_on_with_the_same_bits(

@@ -129,7 +129,7 @@ def trains(job: Launched, run: Path, step: int) -> None:
 
 
 def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoint(
-    settings, undisturbed, same, tmp_path
+    settings, start, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
     longer = ("--train.epochs", "6")  # on a busy machine many steps go by until a signal has come through the launcher
@@ -152,12 +152,14 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
         job.all_end()
         assert status(run)["state"] == "preempted", job.output
         assert status(run)["step"] > before
-    job = launched(2, arguments, run, tmp_path / "out-last")
-    assert job.wait() == 0, job.output
+    job = start(*longer, processes=2)
+    assert job.wait() == [0, 0], job.output
     same(run, undisturbed(*longer, processes=2))
 
 
-def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings, undisturbed, same, tmp_path) -> None:
+def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(
+    settings, start, undisturbed, same, tmp_path
+) -> None:
     run = tmp_path / "run"
     for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):  # a terminal's go to all
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
@@ -166,7 +168,7 @@ def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(settings
             os.kill(pid, number)
         job.all_end()
         assert status(run)["state"] == "preempted", job.output
-    job = launched(1, settings, run, tmp_path / "out-last")
-    assert job.wait() == 0, job.output
+    job = start()
+    assert job.wait() == [0], job.output
     same(run, undisturbed())
     assert result(run)["images"] == 150

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -19,6 +20,7 @@ from job import compare, report, watch
 from job.config.errors import UserError
 from job.config.settings import Config, Data, Train
 from job.display import comparison_page
+from job.display.text import goodput
 from job.evaluation import comparison
 from job.runs import checkpoint, reader, restored
 from job.runs.directory import RunDirectory
@@ -195,3 +197,30 @@ def test_moments_that_do_not_fit_the_network_never_reach_the_optimizer() -> None
     ):
         with pytest.raises(UserError, match="does not fit the model"):
             checkpoint.restore_optimizer(model, optimizer, bad)
+
+
+def test_where_the_time_of_a_run_went_adds_up_whoever_was_killed(tmp_path: Path) -> None:
+    """Started at 1000 and killed at step 60; killed before it said anything; went on from 40; now at 90."""
+    run = run_directories.write(tmp_path / "run", finished=False)
+    spent = {"startup": 5.0, "training": 60.0, "checkpoints": 2.0, "evaluation": 3.0}
+    starts = [
+        {"attempt": 1, "began": 1000.0, "step": 0, "reached": 60, "seconds": spent},
+        {"attempt": 2, "began": 1100.0},
+        {"attempt": 3, "began": 1200.0, "step": 40},
+    ]
+    now = {"state": "running", "step": 90, "signal": None, "error": None, "attempt": 3}
+    (run / "environment.json").write_text(json.dumps({"attempts": starts}))
+    (run / "status.json").write_text(json.dumps(now | {"seconds": spent | {"training": 50.0}}))
+    first, silent, last = reader.read(run).spending
+    assert first == spent | {"training": 40.0, "repeated": 20.0}
+    assert silent == {}
+    assert last == spent | {"training": 50.0, "repeated": 0.0, "waiting": 130.0}
+    whole = reader.read(run).spent
+    assert sum(whole.values()) == 1260.0 - 1000.0, "from the first command to the last word"
+    assert goodput(whole) == (
+        "69.2% of 2 min 10 s trained steps that count; steps done again 20 s, start-up 10 s, checkpoints 4.0 s,"
+        " evaluation 6.0 s, and 2 min 10 s of waiting between starts"
+    )
+    # Killed between its first words in one file and in the other: what is said is of the start before.
+    (run / "status.json").write_text(json.dumps(now | {"attempt": 2, "seconds": spent}))
+    assert reader.read(run).spending[2] == {}

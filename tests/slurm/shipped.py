@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -18,7 +19,9 @@ class Site:
     """A cluster, a checkout of the repository on it, a folder to submit from, and the nodes' own disk."""
 
     def __init__(self, cluster: Cluster, repository: Path, home: Path, scratch: Path) -> None:
-        self.cluster, self.repository, self.home, self.scratch = cluster, repository, home, scratch
+        self.cluster, self.repository, self.home = cluster, repository, home
+        self.disk = scratch / f"rankzero-{os.getuid()}"
+        """where jobs of this user keep images on the nodes' own disk"""
 
     def submit(self, *options: str, script: str = "simple_cnn.sh", overrides: list[str], **environment: str) -> str:
         """``sbatch`` with these options, the shipped script and the overrides for the job; the job's id."""
@@ -31,8 +34,9 @@ class Site:
         return (self.home / f"{name}-{job}.out").read_text()
 
     def run(self, job: str, name: str = "simple_cnn") -> Path:
-        """The job's run directory."""
-        return self.repository / "runs" / f"{name}-{job}"
+        """The job's run directory, the last of those of its number."""
+        first = self.repository / "runs" / f"{name}-{job}"
+        return max(first.parent.glob(f"{first.name}.*"), default=first)
 
     def wait_for_line(self, job: str, pattern: str, seconds: float = 200) -> str:
         """Waits until the Slurm log has ``pattern``; its first group, or all of it."""

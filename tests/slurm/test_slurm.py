@@ -22,6 +22,11 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
 TWO_GPUS = ["--gpus-per-node=2", "--cpus-per-task=1"]  # two ranks share a CPU, as the machine's are shared
 ON_CPU = ["--runtime.device", "cpu"]  # the cluster's GPUs are plain files
 
+EDITS = {
+    "configs/simple_cnn.yaml": "optimizer: {learning_rate: 0.5}\n",
+    "job/training/step.py": "raise RuntimeError('half edited')\n",
+}
+
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """What the run measured, without how fast it was."""
@@ -73,7 +78,8 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
     job = site.submit("--nodes=2", *TWO_GPUS, overrides=[*TINY, *ON_CPU])
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job)
     assert evaluation(site.run(job))["world_size"] == 4
-    assert list(site.scratch.glob("rankzero/shapes10-*/about.json")), "pictures go to the node's own disk"
+    assert f"decoded images kept in {site.disk}/shapes10-" in site.log(job), "images go to the node's own disk"
+    assert not site.disk.exists(), "and leave it with the job"
     assert evaluation(undisturbed)["world_size"] == 2
     for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
         assert mine["step"] == other["step"]
@@ -159,10 +165,20 @@ def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site
             site.cluster.run("scontrol", "requeue", job)
         else:
             site.cluster.run("scancel", "--signal=USR1", job)
-    for job in jobs:
-        ended = site.cluster.wait(job)
+    # Whoever goes on working in the repository changes no job that has begun.
+    edited = {site.repository / name: text for name, text in EDITS.items()} if len(jobs) == 2 else {}
+    before = {path: path.read_text() for path in edited}
+    for path, text in edited.items():
+        path.write_text(text)
+    try:
+        states = [site.cluster.wait(job) for job in jobs]
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+    for job, ended in zip(jobs, states, strict=True):
         log = site.log(job)
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+        assert "the code in job/ is not that" not in log
         stopped_at = int(re.findall(r"stopped after step (\d+)", log)[0])
         assert 20 <= stopped_at < 250
         assert log.count("run directory") == 2, "both starts are in one log"
@@ -172,16 +188,28 @@ def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site
 def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_checkpoint(
     site: Site, undisturbed: Path
 ) -> None:
-    job = site.submit(*TWO_NODES, overrides=[*TINY, "--checkpoint.every_steps", "30"])
+    overrides = [*TINY, "--checkpoint.every_steps", "30"]
+    job = site.submit(*TWO_NODES, "--hold", overrides=overrides, TOO_MUCH_MEMORY="1")
+    # Another cluster has had a job of this number here, with this very configuration, and finished it.
+    other = shutil.copytree(undisturbed, site.run(job))
+    stranger = {"cluster": "other", "job": job, "submitted": 1, "restarts": 0}
+    (other / "slurm" / f"{job}.json").write_text(json.dumps(stranger))
+    before = {path: path.stat().st_mtime_ns for path in other.rglob("*")}
+    site.cluster.run("scontrol", "release", job)
+    site.wait_for_line(job, rf"simple_cnn-{job} is of another job that had this one's number: .*simple_cnn-{job}\.2")
     site.wait_for_step(job, 40)
     os.kill(rank_processes(site.cluster, job)[1], signal.SIGKILL)
     ended = site.cluster.wait(job)
     log = site.log(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), log
+    assert "the run is finished; what is missing is written" in log, "killed once more, while drawing the report"
+    assert log.count("most confused: ") == 1
     verdict = next(line for line in log.splitlines() if "requeued" in line)
     assert "rank 1 of 2 on n2 failed first" in verdict
     assert "Killed" in Path(verdict.partition("; see ")[2]).read_text()
     assert_same(site.run(job), undisturbed)
+    assert site.run(job) != other
+    assert before == {path: path.stat().st_mtime_ns for path in other.rglob("*")}
 
 
 def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> None:

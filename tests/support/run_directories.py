@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,13 @@ def write(
         data=Data(source="shapes10"),
     )
     (path / "config.yaml").write_text(to_yaml(dataclasses.replace(settings)))
-    starts = [
-        {"attempt": i, "started": f"2026-01-0{i}T12:00:00+0000", "step": step}
+    seconds = {"startup": 10.0, "training": 75.0, "checkpoints": 1.5, "evaluation": 5.0}
+    starts: list[dict[str, Any]] = [
+        {"attempt": i, "started": f"2026-01-0{i}T12:00:00+0000", "step": step, "began": 1000.0 * i}
         for i, step in enumerate((0, *resumed_at), 1)
     ]
+    for start, later in pairwise(starts):  # killed 50 steps later
+        start |= {"seconds": seconds, "reached": later["step"] + 50}
     environment = {
         "command": ["job/train.py", "--config", "a file.yaml"],
         "git_commit": "0123abcd",
@@ -66,6 +70,7 @@ def write(
                 file.write(json.dumps(line | {"loss": 2.2 - share, "accuracy": skill * share, "seconds": 0.5}) + "\n")
     state = "finished" if finished else "running"
     status = {"state": state, "step": epochs * 100, "signal": None, "error": None, "attempt": len(starts)}
+    status |= {"seconds": seconds}
     (path / "status.json").write_text(json.dumps(status))
     if finished:
         _finish(path, classes, images, epochs, skill, data, seed, rare)

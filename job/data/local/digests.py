@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from job.data.local.disk import OTHER_PLACE, disk_errors, locked, writable
+from job.data.local.disk import OTHER_PLACE, disk_errors, locked, trusted, writable
 
 if TYPE_CHECKING:
     from job.data.cache import Advance, Log, Progress
@@ -29,9 +29,9 @@ def of_file(file: Path, directories: Sequence[Path], progress: Progress, log: Lo
             return bytes.fromhex(known["sha256"]).hex() if known["stamp"] == stamp else None
         return None
 
-    for directory in directories:
-        if known := remembered(directory):
-            return known
+    directories = trusted(directories, note, lambda line: None)
+    if known := next(filter(None, map(remembered, directories)), None):
+        return known
     directory = writable(directories)
     with locked(directory / f"{note}.lock", log):
         if known := remembered(directory):

@@ -1,0 +1,106 @@
+"""A file that asks a question: one configuration, several arms that differ in some of its settings, several seeds."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job.config import command_line, yaml_text
+from job.config.errors import UserError
+from job.config.plain import flat
+from job.config.settings import REPOSITORY, Config
+
+MOST_RUNS = 10_000
+_NAME = re.compile(r"[\w=+,-][\w.=+,-]{0,99}")
+_FORM = "give base, seeds, and arms or a grid, as configs/sweeps/ does"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a sweep."""
+
+    arm: str
+    seed: int
+    words: list[str]
+    """what job/train.py is told"""
+    settings: Config
+
+    @property
+    def path(self) -> Path:
+        """Its run directory."""
+        return Path(self.settings.run.dir or "")
+
+
+def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
+    """All runs of the sweep in ``file``, seed by seed, in directories ``runs/<sweep>/<arm>/seed-<n>``.
+
+    Raises UserError, with the arm, for all that is wrong with any of them.
+    """
+    try:
+        content = yaml_text.load_yaml(file.read_bytes()[:65536].decode("utf-8-sig"), str(file))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no text in UTF-8"
+        raise UserError(f"{file} cannot be read ({reason})", "name a file such as those in configs/sweeps/") from None
+    if unknown := sorted(set(content) - {"base", "seeds", "arms", "grid"}):
+        raise UserError(f"{file}: unknown key {unknown[0]}", _FORM)
+    base, seeds, arms = _base(file, content.get("base")), content.get("seeds"), _arms(file, content)
+    whole = [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
+    if not isinstance(seeds, list) or not whole or list(dict.fromkeys(whole)) != seeds:
+        raise UserError(f"{file}: seeds={seeds}", "give a list of different whole numbers, such as [1, 2, 3]")
+    if len(arms) * len(seeds) > MOST_RUNS:
+        raise UserError(f"{file}: {len(arms) * len(seeds):,} runs", f"ask for {MOST_RUNS:,} at most")
+    return [
+        _planned(file, base, arm, settings, seed, runs / file.stem / arm / f"seed-{seed}")
+        for seed in seeds
+        for arm, settings in arms.items()
+    ]
+
+
+def _base(file: Path, base: Any) -> Path:
+    """The configuration, named as from the folder of ``file``, or as from here."""
+    found = [path for path in (file.parent / str(base), Path(str(base))) if path.is_file()]
+    if not isinstance(base, str) or not found:
+        raise UserError(f"{file}: base={base}", "name a configuration, as seen from this file")
+    return found[0].resolve()
+
+
+def _arms(file: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings with dotted keys, by arm."""
+    arms, grid = content.get("arms"), content.get("grid")
+    if (arms is None) == (grid is None) or not isinstance(arms or grid, dict):
+        raise UserError(f"{file} has {'no' if arms is None else 'both'} arms or a grid", _FORM)
+    if arms is None:
+        columns = {key: values for key, values in flat(grid).items() if isinstance(values, list) and values}
+        if len(columns) < len(flat(grid)):
+            raise UserError(f"{file}: grid", "give a list of values for each key")
+        points = [dict(zip(columns, point, strict=True)) for point in itertools.product(*columns.values())]
+        names = [",".join(f"{key.rpartition('.')[2]}={_word(value)}" for key, value in at.items()) for at in points]
+        if len(set(names)) < len(names):
+            raise UserError(f"{file}: grid", "a value is given twice")
+        arms = dict(zip(names, points, strict=True))
+    for name, settings in arms.items():
+        if not _NAME.fullmatch(str(name)):
+            raise UserError(f"{file}: arm {name!r}", "is to be a directory's name: letters, digits, and -_.=+,")
+        if settings is not None and not isinstance(settings, dict):
+            raise UserError(f"{file}: arm {name}", "must hold settings, such as {model.name: vgg16}, or {} for base's")
+    return {str(name): flat(settings or {}) for name, settings in arms.items()}
+
+
+def _planned(file: Path, base: Path, arm: str, settings: dict[str, Any], seed: int, path: Path) -> Planned:
+    for key in ("train.seed", "run.dir"):
+        if key in settings:
+            raise UserError(f"{file}: arm {arm}: {key}", "is given by the sweep itself; leave it out")
+    words = [f"--config={base}", *(f"--{key}={_word(value)}" for key, value in settings.items())]
+    words += [f"--train.seed={seed}", f"--run.dir={path}"]
+    try:
+        return Planned(arm, seed, words, command_line.parse(words, description=""))
+    except UserError as error:
+        raise UserError(f"{file}: arm {arm}: {error}") from None
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

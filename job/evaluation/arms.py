@@ -1,0 +1,219 @@
+"""Arms of an experiment compared seed by seed: by how much one is better, and whether that is more than chance.
+
+Two runs of one seed share split, order of images, augmentation and, where networks are alike, initial weights. What
+these do to both is not in their difference: an interval of paired differences wants far fewer runs (X. Bouthillier et
+al., "Accounting for variance in machine learning benchmarks", MLSys 2021).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.config.errors import UserError
+from job.evaluation import comparison
+from job.evaluation.comparison import Finished
+from job.runs import reader
+from job.runs.reader import Record
+
+Arms = Mapping[str, Mapping[int, Finished]]
+"""the finished runs of each arm, by seed"""
+LEVEL, POWER = 0.95, 0.8
+MOST_SEEDS = 1000
+"""beyond which a difference is of no use"""
+_SEED = re.compile(r"seed-(-?\d+)")
+
+
+def below(folder: Path) -> tuple[dict[str, dict[int, Finished]], list[str]]:
+    """The finished runs ``<arm>/seed-<n>`` in ``folder`` by arm and seed, and what is said of each that is left out.
+
+    Raises UserError when there are none, or those of one seed were not tested on the same images.
+    """
+    by_seed: dict[int, list[Path]] = {}
+    left_out = []
+    for path in sorted(folder.glob("*/seed-*")):
+        if (found := _SEED.fullmatch(path.name)) and path.is_dir():
+            run = reader.read(path) if (path / "config.yaml").exists() else None
+            if run is not None and run.evaluation:
+                by_seed.setdefault(int(found[1]), []).append(path)
+            else:
+                left_out.append(f"{path.parent.name}/{path.name} is left out: {run.state if run else 'not begun'}")
+    arms: dict[str, dict[int, Finished]] = {}
+    for seed, paths in sorted(by_seed.items()):
+        for one in comparison.read(paths):
+            arm = one.run.path.parent.name
+            arms.setdefault(arm, {})[seed] = dataclasses.replace(one, name=f"{arm}/seed-{seed}")
+    if not arms:
+        raise UserError(f"{folder} has no finished runs <arm>/seed-<n>", "name the directory of a sweep, runs/<sweep>")
+    classes = {tuple(row["name"] for row in one.result["classes"]) for runs in arms.values() for one in runs.values()}
+    if len(classes) > 1:
+        raise UserError(f"the runs in {folder} have different classes", "compare runs on the same data")
+    return dict(sorted(arms.items())), left_out
+
+
+def compare(arms: Arms) -> dict[str, Any]:
+    """What ``comparison.json`` says of arms: of each, of every pair that shares seeds, and in a sentence each."""
+    both = [pair for pair in itertools.combinations(arms, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
+    pairs = [_pair(first, second, arms) for first, second in both]
+    known = [pair for pair in pairs if pair["p"] is not None]
+    for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
+        pair["p_holm"] = p
+    of_each = [_arm(name, runs) for name, runs in arms.items()]
+    return {"arms": of_each, "paired": pairs, "answers": answers(of_each, pairs)}
+
+
+def _arm(name: str, runs: Mapping[int, Finished]) -> Record:
+    accuracies = [one.result["accuracy"] for one in runs.values()]
+    seconds = [one.run.seconds for one in runs.values()]
+    return {
+        "name": name,
+        "seeds": sorted(runs),
+        "mean": float(np.mean(accuracies)),
+        "standard_deviation": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None,
+        "macro_accuracy": _mean([one.result.get("macro_accuracy") for one in runs.values()]),
+        "seconds": float(np.mean(seconds)),
+        "parameters": next(iter(runs.values())).result.get("parameters"),
+    }
+
+
+def _pair(first: str, second: str, arms: Arms) -> Record:
+    """Second less first, over the seeds that both have."""
+    seeds = sorted(set(arms[first]) & set(arms[second]))
+    a, b = ([arms[name][seed] for seed in seeds] for name in (first, second))
+    gained = [two.right.astype(np.float64) - one.right for one, two in zip(a, b, strict=True)]
+    differences = np.array([of_seed.mean() for of_seed in gained])
+    mean, half = float(differences.mean()), float(half_width(differences)) if len(seeds) > 1 else None
+    same = all(
+        np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
+    )
+    of_images = np.mean(gained, axis=0) if same else None
+    deviation = float(differences.std(ddof=1)) if len(seeds) > 1 else None
+    spreads = [float(np.std([one.result["accuracy"] for one in runs], ddof=1)) if half else 0.0 for runs in (a, b)]
+    classes = [
+        {"name": row["name"], "difference": _mean([_gain(one, two, i) for one, two in zip(a, b, strict=True)])}
+        for i, row in enumerate(a[0].result["classes"])
+    ]
+    return {
+        "first": first,
+        "second": second,
+        "seeds": seeds,
+        "difference": mean,
+        "half_width": half,
+        "half_width_images": None if of_images is None else _of_images(of_images),
+        "p": p_value(differences) if len(seeds) > 1 else None,
+        "p_holm": None,
+        "seeds_wanted": seeds_wanted(mean, deviation) if deviation is not None else None,
+        "unpaired_seeds": _unpaired(half, spreads[0], spreads[1]) if half else None,
+        "classes": classes,
+    }
+
+
+def _of_images(gained: NDArray[np.float64]) -> float:
+    """Half of the 95% interval over test images of the mean of ``gained`` [images], by the central limit theorem."""
+    return 1.959963984540054 * float(gained.std(ddof=1)) / math.sqrt(len(gained))
+
+
+def half_width(differences: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Half of the 95% interval of the mean of paired ``differences`` [..., seeds]: Student's t, one degree less.
+
+    Student, "The probable error of a mean", Biometrika 6 (1908), p. 1; quantiles by ``scipy.stats.t``.
+    """
+    from scipy.stats import t
+
+    count = differences.shape[-1]
+    return np.asarray(t.ppf((1 + LEVEL) / 2, count - 1) * differences.std(axis=-1, ddof=1) / math.sqrt(count))
+
+
+def p_value(differences: NDArray[np.float64]) -> float:
+    """Of the paired t test, two-sided: of a mean at least as far from 0 if there were no difference.
+
+    Where all differences are the same, as with few test images, that of the sign test: how often signs all agree.
+    """
+    from scipy.stats import t
+
+    count, mean, deviation = len(differences), abs(float(differences.mean())), float(differences.std(ddof=1))
+    if deviation == 0:
+        return 1.0 if mean == 0 else 2.0 ** (1 - count)
+    return float(2 * t.sf(mean / deviation * math.sqrt(count), count - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values of several tests, so raised that one of them all is below 5% by chance in 5% of experiments.
+
+    S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979), p. 65.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    raised, largest = [0.0] * len(p_values), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
+        raised[i] = largest
+    return raised
+
+
+def seeds_wanted(difference: float, deviation: float) -> int | None:
+    """How many seeds would tell such a ``difference`` from none four times in five; None for more than MOST_SEEDS.
+
+    The power of the paired t test, by the noncentral t distribution (``scipy.stats.nct``): J. Cohen, "Statistical power
+    analysis for the behavioral sciences" (1988), section 2.
+    """
+    from scipy.stats import nct, t
+
+    if deviation == 0 or difference == 0:
+        return 2 if difference else None
+    effect = abs(difference) / deviation
+    for count in range(2, MOST_SEEDS + 1):
+        if nct.sf(t.ppf((1 + LEVEL) / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
+            return count
+    return None
+
+
+def _unpaired(half: float, first: float, second: float) -> int | None:
+    """Seeds of each arm, other ones for each, that would give an interval as narrow as ``half``."""
+    from scipy.stats import t
+
+    spread = math.hypot(first, second)
+    counts = range(2, MOST_SEEDS + 1)
+    return next((n for n in counts if t.ppf((1 + LEVEL) / 2, 2 * n - 2) * spread / math.sqrt(n) <= half), None)
+
+
+def answers(arms: Sequence[Record], pairs: Sequence[Record]) -> list[str]:
+    """In one sentence each, what the comparison says: the best arm against every other."""
+    best, *others = sorted(arms, key=lambda arm: -float(arm["mean"]))
+    best = best["name"]
+    said = []
+    for other in others:
+        found = (pair for pair in pairs if {pair["first"], pair["second"]} == {best, other["name"]})
+        said.append(_answer(best, other["name"], next(found, None)))
+    return said
+
+
+def _answer(best: str, other: str, pair: Record | None) -> str:
+    if pair is None:
+        return f"{best} and {other} share no seed"
+    count, points = len(pair["seeds"]), abs(100 * pair["difference"])
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    if pair["half_width"] is None:
+        return f"one seed cannot tell {best} from {other}: two give a first interval"
+    measured = f"{points:.1f} ± {100 * pair['half_width']:.1f} points"
+    if pair["p_holm"] < 1 - LEVEL and (pair["difference"] > 0) == (pair["second"] == best):
+        return f"{best} is better than {other} by {measured} ({seeds})"
+    wanted = f"about {pair['seeds_wanted']}" if pair["seeds_wanted"] else f"more than {MOST_SEEDS:,}"
+    return f"{seeds} cannot tell {best} from {other} ({measured}): {wanted} would"
+
+
+def _gain(first: Finished, second: Finished, i: int) -> float | None:
+    before, after = (one.result["classes"][i]["accuracy"] for one in (first, second))
+    return None if before is None or after is None else after - before
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,175 @@
+"""Run an experiment of several arms and seeds, and say what it answers.
+
+Ways to run it:
+  python job/sweep.py configs/sweeps/learning_rates.yaml               one run after the other
+  python job/sweep.py configs/sweeps/simple_cnn_or_vgg16.yaml --jobs 2 two at a time, on GPUs or cores of their own
+  sbatch --array=1-$(python job/sweep.py SWEEP.yaml --count) slurm/sweep.sh SWEEP.yaml
+The file has a base configuration, arms (or a grid) of settings that differ, and seeds. All arms are checked before the
+first run starts. Runs go seed by seed into runs/<sweep>/<arm>/seed-<n>. The same command continues what is unfinished,
+leaves what is finished, and goes on past an arm that fails: the exit status is 1 then. Ctrl-C saves and ends with 75.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from types import FrameType
+
+from job.config import sweeps
+from job.config.command_line import Arguments, from_dict
+from job.config.errors import FAILED, PREEMPTED, UserError, printable
+from job.config.plain import differences
+from job.config.settings import REPOSITORY
+from job.config.sweeps import Planned
+from job.display.text import duration, percent
+from job.distributed import cores, ending, launcher
+from job.runs import reader
+
+EVERY = 0.2
+"""seconds between looks at what runs"""
+
+
+def main(argv: list[str]) -> int:
+    """Check, run, compare; returns the exit status."""
+    parser = Arguments(__doc__ or "")
+    parser.add_argument("sweep", type=Path, help="what to run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")
+    parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs", metavar="DIR", help="in place of runs/")
+    parser.add_argument("--count", action="store_true", help="print how many runs there are, and leave")
+    parser.add_argument("--task", type=int, metavar="I", help="print what job/train.py is told for the I-th, and leave")
+    options = parser.parse_args(argv)
+    planned = sweeps.read(options.sweep, options.runs.absolute())
+    if options.count:
+        print(len(planned))
+        return 0
+    if options.task is not None:
+        if not 1 <= options.task <= len(planned):
+            raise UserError(f"--task {options.task}", f"{options.sweep} has runs 1 to {len(planned)}")
+        print("\n".join(planned[options.task - 1].words))
+        return 0
+    if options.jobs < 1:
+        raise UserError(f"--jobs {options.jobs}", "must be 1 or more")
+    left = [run for run in planned if not _is_finished(run)]
+    gpus = _check(left)
+    print(f"{options.sweep.stem}: {len(planned)} runs, {len(planned) - len(left)} finished before", flush=True)
+    failed, stopped = _Sweep(left, options.jobs, gpus).run()
+    for run, reason in failed:
+        ending.complain(f"{_name(run)}: {reason}")
+    if stopped:
+        print("stopped, and saved: the same command continues")
+        return PREEMPTED
+    folder = planned[0].path.parents[1]
+    if len(failed) < len(planned):
+        compare = [sys.executable, str(REPOSITORY / "job" / "compare.py")]
+        subprocess.run([*compare, "--sweep", folder, "--out", folder], check=False)
+    return FAILED if failed else 0
+
+
+def _name(run: Planned) -> str:
+    return f"{run.arm}, seed {run.seed}"
+
+
+def _is_finished(run: Planned) -> bool:
+    """Raises UserError where the run directory has a run of other settings."""
+    if not (run.path / "config.yaml").exists():
+        return False
+    kept = reader.read(run.path)
+    before = from_dict(kept.config, str(run.path / "config.yaml"))
+    if changed := differences(before, run.settings):
+        raise UserError(
+            f"{run.path} holds a run of another configuration ({'; '.join(changed)})",
+            "give the sweep's file another name, or move that directory away",
+        )
+    return kept.evaluation is not None and kept.evaluation.get("epochs") == run.settings.train.epochs
+
+
+def _check(runs: list[Planned]) -> int:
+    """Raise UserError unless each arm could run, for all short of training; the GPUs that there are."""
+    if not runs:
+        return 0
+    from job import check
+
+    gpus = check.read_shape("1", None).gpus
+    for run in {run.arm: run for run in reversed(runs)}.values():
+        for found in check.preflight(run.settings, check.Shape(nodes=1, processes=1, gpus=min(gpus, 1)), run.arm):
+            if found.verdict == "problem":
+                raise UserError(f"arm {run.arm}: {found.name}: {found.detail}")
+    return gpus
+
+
+class _Sweep:
+    """Runs that are left, each a process of its own, ``jobs`` at a time, each on a GPU or a share of the cores."""
+
+    def __init__(self, runs: list[Planned], jobs: int, gpus: int) -> None:
+        self._left, self._jobs = list(runs), jobs
+        self._gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",") * bool(gpus)
+        self._running: dict[int, tuple[Planned, subprocess.Popen[bytes], float]] = {}  # by place
+        self._failed: list[tuple[Planned, str]] = []
+        self._stopping = False
+
+    def run(self) -> tuple[list[tuple[Planned, str]], bool]:
+        """Those that failed and why; and whether it was told to stop."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._stop)
+        with tempfile.TemporaryDirectory() as folder:
+            while self._running or (self._left and not self._stopping):
+                for place in range(self._jobs):
+                    said = Path(folder, str(place))  # on standard error
+                    if place not in self._running and self._left and not self._stopping:
+                        self._start(self._left.pop(0), place, said)
+                    elif place in self._running and self._running[place][1].poll() is not None:
+                        self._end(place, said.read_text("utf-8", "replace"))
+                time.sleep(EVERY)
+        return self._failed, self._stopping
+
+    def _start(self, run: Planned, place: int, said: Path) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {printable(_name(run))}: begins", flush=True)
+        surroundings = dict(os.environ)
+        if self._jobs > 1 and self._gpus:
+            surroundings["CUDA_VISIBLE_DEVICES"] = self._gpus[place % len(self._gpus)]
+        with said.open("wb") as errors:
+            # A session of its own: Ctrl-C comes to this process, which tells the others once.
+            process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "job" / "train.py"), *run.words],
+                env=surroundings,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=launcher.die_with_parent,
+            )
+        if self._jobs > 1 and not self._gpus and hasattr(os, "sched_setaffinity"):
+            allowed = [os.sched_getaffinity(0)] * self._jobs
+            if (own := cores.share_of_cores(allowed, place, 1)) is not None:
+                os.sched_setaffinity(process.pid, own)
+        self._running[place] = (run, process, time.monotonic())
+
+    def _end(self, place: int, said: str) -> None:
+        run, process, began = self._running.pop(place)
+        status, spent = process.returncode, duration(time.monotonic() - began)
+        if status == 0 and (result := reader.read(run.path).evaluation):
+            words = f"{percent(result['accuracy'], 2)} in {spent}"
+        else:
+            errors = [line for line in said.splitlines() if line.startswith("error: ")]
+            words = errors[-1].removeprefix("error: ") if errors else f"ended with status {status}"
+            words = f"stopped after {spent}, and saved" if status == PREEMPTED else words
+            self._failed += [] if status == PREEMPTED and self._stopping else [(run, words)]
+        print(f"{time.strftime('%H:%M:%S')} {printable(f'{_name(run)}: {words}')}", flush=True)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            for _, process, _ in self._running.values():
+                process.send_signal(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    ending.entry(main)

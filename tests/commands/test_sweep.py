@@ -1,0 +1,40 @@
+"""An experiment of several arms: each run once, in its place, whatever becomes of the others, and an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from support.jobs import REPOSITORY, read, run_job, the_error
+
+
+def test_a_sweep_runs_every_arm_goes_on_past_one_that_fails_and_leaves_what_is_finished(
+    small: list[str], tmp_path: Path
+) -> None:
+    given = dict(word.removeprefix("--").split("=", 1) for word in small)
+    given |= {"train.epochs": "1", "train.batch_size": "128", "runtime.threads": "1"}
+    common = ", ".join(f"{key}: {value}" for key, value in given.items())
+    file, runs = tmp_path / "rates.yaml", tmp_path / "runs"
+    base = f"base: {REPOSITORY / 'configs' / 'simple_cnn.yaml'}\nseeds: [7]\n"
+    broken = f"  broken: {{{common}, optimizer.learning_rate: 1.0e+30}}\n"
+    file.write_text(f"{base}arms:\n  good: {{{common}}}\n{broken}")
+    done = run_job("sweep.py", file, "--runs", runs, "--jobs", 2)
+    assert done.returncode == 1, done.stderr
+    assert "rates: 2 runs, 0 finished before" in done.stdout
+    assert "error: broken, seed 7: the loss is not finite at step " in done.stderr
+    good = runs / "rates" / "good" / "seed-7"
+    assert f"good, seed 7: {read(good / 'evaluation.json')['accuracy']:.2%} in " in done.stdout
+    assert [arm["name"] for arm in read(runs / "rates" / "comparison.json")["arms"]] == ["good"]
+
+    before = {path: path.stat().st_mtime_ns for path in good.rglob("*")}
+    file.write_text(f"{base}arms:\n  good: {{{common}}}\n")
+    again = run_job("sweep.py", file, "--runs", runs)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "rates: 1 runs, 1 finished before" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in good.rglob("*")} == before
+
+    told = run_job("sweep.py", file, "--runs", runs, "--task", 1).stdout.splitlines()
+    assert told[0] == f"--config={REPOSITORY / 'configs' / 'simple_cnn.yaml'}"
+    assert told[-2:] == ["--train.seed=7", f"--run.dir={good}"]
+    file.write_text(f"{base}arms:\n  good: {{{common}, train.label_smoothing: 0.1}}\n")
+    changed = the_error(run_job("sweep.py", file, "--runs", runs))
+    assert "holds a run of another configuration (train.label_smoothing: 0.0 -> 0.1)" in changed

@@ -1,0 +1,90 @@
+"""Arms compared by seed: intervals that hold what they promise, and sentences that say no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+from support import run_directories
+
+from job.config.errors import UserError
+from job.evaluation import arms
+from job.evaluation.arms import holm
+
+
+def sweep(folder: Path, skills: dict[str, float], seeds: int, images: int = 2000) -> Path:
+    for arm, skill in skills.items():
+        for seed in range(1, seeds + 1):
+            drawn = 1000 * seed + len(arm)
+            run_directories.write(folder / arm / f"seed-{seed}", images=images, skill=skill, seed=drawn, epochs=1)
+    return folder
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_where_there_is_no_difference_95_percent_of_the_intervals_say_so(seeds: int) -> None:
+    """10,000 sweeps; what a seed does to both arms is larger than what it does to one."""
+    draw = np.random.default_rng(seeds)
+    shared = draw.normal(0.6, 0.02, (10_000, seeds))
+    first, second = (
+        draw.binomial(10_000, shared + draw.normal(0, 0.003, shared.shape)) / 10_000 for _ in ("first", "second")
+    )
+    differences = second - first
+    covered = np.abs(differences.mean(1)) <= arms.half_width(differences)
+    assert 0.94 <= covered.mean() <= 0.96
+
+
+def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
+    first, second = np.array([0.61, 0.6, 0.63, 0.58]), np.array([0.62, 0.63, 0.63, 0.6])
+    assert arms.p_value(second - first) == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
+    low, high = scipy.stats.ttest_rel(second, first).confidence_interval(0.95)
+    assert arms.half_width(second - first) == pytest.approx((high - low) / 2)
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([]) == []
+    # J. Cohen (1988): an effect of 0.5 standard deviations wants 34 pairs at 80%.
+    assert arms.seeds_wanted(0.005, 0.01) == 34
+    assert arms.seeds_wanted(0.0, 0.01) is None
+
+
+def test_a_difference_is_found_and_where_there_is_none_it_says_how_many_seeds_would_tell(tmp_path: Path) -> None:
+    found, left_out = arms.below(sweep(tmp_path / "sweep", {"worse": 0.6, "better": 0.7, "much like": 0.602}, 4))
+    compared = arms.compare(found)
+    assert left_out == []
+    assert len(compared["paired"]) == 3
+    better, _ = compared["answers"]
+    assert better.startswith(("better is better than much like by ", "better is better than worse by "))
+    assert better.endswith(" points (4 seeds)")
+    (pair,) = (pair for pair in compared["paired"] if {pair["first"], pair["second"]} == {"worse", "much like"})
+    assert pair["p_holm"] > 0.05
+    names = {arm["name"]: arm for arm in compared["arms"]}
+    alone = arms.answers([names["worse"], names["much like"]], compared["paired"])
+    assert alone[0].startswith("4 seeds cannot tell ")
+    assert alone[0].endswith(" would")
+
+
+def test_what_is_unfinished_is_left_out_and_said_and_other_images_are_no_pair(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep", {"one": 0.6, "two": 0.7}, 2)
+    run_directories.write(folder / "two" / "seed-3", finished=False)
+    (folder / "one" / "seed-3").mkdir()
+    found, left_out = arms.below(folder)
+    assert {name: sorted(runs) for name, runs in found.items()} == {"one": [1, 2], "two": [1, 2]}
+    assert left_out == ["one/seed-3 is left out: not begun", "two/seed-3 is left out: running"]
+    run_directories.write(folder / "one" / "seed-4", data="other images")
+    run_directories.write(folder / "two" / "seed-4", data="these images")
+    with pytest.raises(UserError, match="used different data"):
+        arms.below(folder)
+    with pytest.raises(UserError, match="has no finished runs"):
+        arms.below(tmp_path)
+
+
+def test_where_each_seed_has_test_images_of_its_own_there_is_no_interval_over_images(tmp_path: Path) -> None:
+    for arm, skill in (("one", 0.5), ("three", 0.6)):
+        for seed in (1, 2):
+            data, drawn = f"drawn by seed {seed}", 10 * seed + len(arm)
+            run_directories.write(
+                tmp_path / arm / f"seed-{seed}", seed=drawn, skill=skill, data=data, images=300 + seed
+            )
+    (pair,) = arms.compare(arms.below(tmp_path)[0])["paired"]
+    assert pair["half_width_images"] is None
+    assert pair["half_width"] > 0
