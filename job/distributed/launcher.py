@@ -115,21 +115,16 @@ def secret() -> bytes | None:
 
 def run_name(config_name: str) -> str:
     """Name of the run directory when none is given. The same for a Slurm job that was requeued."""
-    if under_slurm():
-        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{_job_id()}".replace("/", "-")
+    if job := slurm_job():
+        return f"{os.environ.get('SLURM_JOB_NAME', config_name)}-{job['job']}".replace("/", "-")
     return f"{config_name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def slurm_job() -> dict[str, Any] | None:
-    """What tells this start of a Slurm job from others; None outside Slurm."""
-    told = {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "job": _job_id()}
-    return told | {"restarts": _whole("SLURM_RESTART_COUNT") or 0} if under_slurm() else None
-
-
-def _job_id() -> str:
-    """``<array>_<task>`` in an array."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+    """What tells this start of a Slurm job, ``<array>_<task>`` in an array, from others; None outside Slurm."""
+    array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
+    own = {"job": f"{array}_{task}" if array and task else job, "restarts": _whole("SLURM_RESTART_COUNT") or 0}
+    return {"cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), **own} if job else None
 
 
 def under_slurm() -> bool:
