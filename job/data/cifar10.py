@@ -113,7 +113,7 @@ def fetch(root: Path, url: str | None, progress: Progress, log: Log) -> None:
 def _missing(root: Path, why: str) -> UserError:
     return UserError(
         f"no CIFAR-10 in data.root={root}, and none could be downloaded ({why})",
-        "on a machine with network run `python job/prepare.py --config …`, "
+        "where there is a network run `python job/prepare.py` with the same settings, "
         f"or put {PUBLISHED.filename} from {PUBLISHED.url} into {root}",
     )
 
