@@ -218,7 +218,7 @@ def _older(directory: Path, name: str) -> list[Path]:
     return [path for path in alike if not path.name.startswith(name[: len(source) + 17])]
 
 
-def _fingerprint(classes: Sequence[str], hashes: dict[str, str], validation: int | None) -> str:
+def _fingerprint(classes: Sequence[str], hashes: dict[str, str], validation: int | None = None) -> str:
     given = [] if validation is None else [validation]
     return hashlib.sha256(json.dumps([classes, hashes, *given]).encode()).hexdigest()
 

@@ -138,13 +138,11 @@ def mapped(path: Path, data: Data, seed: int) -> Dataset:
             test = Split(arrays["train_images"], labels, held_out)
             fingerprint = hashlib.sha256(fingerprint.encode() + held_out.numpy().tobytes()).hexdigest()
         if not tested or data.hold_out != "random":
-            drawn = (
-                f"; {'validation' if tested else 'test and validation'} images are held out, {data.hold_out}, by seed"
-            )
+            which = "validation" if tested else "test and validation"
+            drawn = f"; {which} images are held out, {data.hold_out}, by seed"
     if not len(test) and not len(validation):
-        raise UserError(
-            f"data.test={data.test} with data.validation={data.validation}", "hold out one of them at least"
-        )
+        what = f"data.test={data.test} with data.validation={data.validation}"
+        raise UserError(what, "hold out one of them at least")
     dataset = Dataset(
         name=data.source,
         classes=stored.classes,
@@ -166,12 +164,10 @@ def _notes(dataset: Dataset, stored: Stored, groups: Tensor | None) -> Iterator[
         owner[split.indices + (0 if split.images is dataset.train.images else first)] = number
         images = split.labels[split.indices].bincount(minlength=len(dataset.classes))
         lacks = named([dataset.classes[label] for label in (images == 0).nonzero().flatten().tolist()], 10)
-        if len(split) and lacks:
-            yield (
-                f"none to train on of {lacks}: all are held out"
-                if name == "train"
-                else (f"no {name} images of {lacks}: {name} accuracy says nothing of that")
-            )
+        if lacks and name == "train":
+            yield f"none to train on of {lacks}: all are held out"
+        elif lacks and len(split):
+            yield f"no {name} images of {lacks}: {name} accuracy says nothing of that"
     for number, (name, split) in enumerate(dataset.splits.items()):
         twins = []
         for alike in stored.identical if name != "train" else ():

@@ -29,9 +29,10 @@ def draw(labels: Tensor, groups: Tensor | None, data: Data, seed: int, *, test: 
     held_out, validation, train = (torch.cat(part).sort().values for part in zip(*pools, strict=True))
     for key, share, rows in zip(("data.test", "data.validation"), shares, (held_out, validation), strict=True):
         if share and not len(rows):
-            few = f"{len(pools)} classes" if len(pools) > 1 else f"{len(labels)} images"
-            few = f"{int(groups.max()) + 1} groups" if groups is not None and data.hold_out == "grouped" else few
-            raise UserError(f"{key}={share}", f"cannot be held out of {few}; use 0, or another data.hold_out")
+            what = {"grouped": "so few groups", "stratified": "classes of so few images"}.get(
+                data.hold_out, "so few images"
+            )
+            raise UserError(f"{key}={share}", f"cannot be held out of {what}; use 0, or another data.hold_out")
     return train, validation, held_out
 
 

@@ -82,10 +82,10 @@ def test_grouped_parts_no_group_and_comes_near_the_share(sizes: list[int]) -> No
 @pytest.mark.parametrize(
     ("labels", "groups", "data", "message"),
     [
-        (1, None, {"test": 0.0}, "data.validation=0.2: cannot be held out of 1 images"),
-        (1, None, {}, "data.test=0.2: cannot be held out of 1 images"),
-        (torch.arange(5), None, {"hold_out": "stratified"}, "cannot be held out of 5 classes"),
-        (4, torch.tensor([0, 0, 1, 1]), {"hold_out": "grouped"}, "data.test=0.2: cannot be held out of 2 groups"),
+        (1, None, {"test": 0.0}, "data.validation=0.2: cannot be held out of so few images"),
+        (1, None, {}, "data.test=0.2: cannot be held out of so few images"),
+        (torch.arange(5), None, {"hold_out": "stratified"}, "cannot be held out of classes of so few images"),
+        (4, torch.tensor([0, 0, 1, 1]), {"hold_out": "grouped"}, "data.test=0.2: cannot be held out of so few groups"),
         (4, None, {"hold_out": "grouped"}, "a column of groups"),
     ],
 )
