@@ -17,6 +17,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from job.config.plain import differences
 from job.config.settings import REPOSITORY
 from job.config.sweeps import Planned
 from job.display.text import duration, percent
-from job.distributed import cores, ending, launcher
+from job.distributed import cores, ending
 from job.runs import reader
 
 EVERY = 0.2
@@ -69,9 +70,12 @@ def main(argv: list[str]) -> int:
         return PREEMPTED
     folder = planned[0].path.parents[1]
     if len(failed) < len(planned):
-        compare = [sys.executable, str(REPOSITORY / "job" / "compare.py")]
-        subprocess.run([*compare, "--sweep", folder, "--out", folder], check=False)
+        subprocess.run([*_command("compare"), "--sweep", folder, "--out", folder], check=False)
     return FAILED if failed else 0
+
+
+def _command(name: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).with_name(f"{name}.py"))]
 
 
 def _name(run: Planned) -> str:
@@ -100,10 +104,16 @@ def _check(runs: list[Planned]) -> int:
 
     gpus = check.read_shape("1", None).gpus
     for run in {run.arm: run for run in reversed(runs)}.values():
-        for found in check.preflight(run.settings, check.Shape(nodes=1, processes=1, gpus=min(gpus, 1)), run.arm):
+        for found in check.preflight(run.settings, check.Shape(nodes=1, processes=1, gpus=min(gpus, 1)), run.arm, {}):
             if found.verdict == "problem":
                 raise UserError(f"arm {run.arm}: {found.name}: {found.detail}")
     return gpus
+
+
+def _die_with_sweep() -> None:
+    """Ask the kernel for SIGTERM when the sweep dies, however: a run saves then, and ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class _Sweep:
@@ -139,12 +149,12 @@ class _Sweep:
         with said.open("wb") as errors:
             # A session of its own: Ctrl-C comes to this process, which tells the others once.
             process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "job" / "train.py"), *run.words],
+                [*_command("train"), *run.words],
                 env=surroundings,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=launcher.die_with_parent,
+                preexec_fn=_die_with_sweep,
             )
         if self._jobs > 1 and not self._gpus and hasattr(os, "sched_setaffinity"):
             allowed = [os.sched_getaffinity(0)] * self._jobs

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path
+from job.config.bounds import MANY, MOST_THREADS, number, path, url
 from job.config.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[2]
@@ -75,6 +75,8 @@ class Data:
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
+    url: str | None = url(None, **MAY_CHANGE, **NO_RECIPE)
+    """a site's own copy of cifar10's archive, http, https or file, tried before those that are known"""
     cache: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
     """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
@@ -176,8 +178,8 @@ class Checkpoint:
     """epochs between saves; null: none at epoch ends but the last"""
     every_steps: int | None = number(None, 1, 10**9)
     """optimizer steps between saves; null: only at epoch ends"""
-    every_seconds: float | None = number(None, above=0)
-    """seconds between saves; null: only by steps and epochs"""
+    every_seconds: float | None = number(600.0, above=0)
+    """seconds between saves, besides those by steps and epochs; null: none"""
     keep: int = number(2, 2, MANY)
     """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import itertools
 import json
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +45,8 @@ def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
     Raises UserError, with the arm, for all that is wrong with any of them.
     """
     try:
-        content = yaml_text.load_yaml(file.read_bytes()[:65536].decode("utf-8-sig"), str(file))
+        text = file.read_bytes().decode("utf-8-sig")
+        content = yaml_text.load_yaml(text, str(file))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no text in UTF-8"
         raise UserError(f"{file} cannot be read ({reason})", "name a file such as those in configs/sweeps/") from None
@@ -51,13 +56,18 @@ def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
     whole = [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
     if not isinstance(seeds, list) or not whole or list(dict.fromkeys(whole)) != seeds:
         raise UserError(f"{file}: seeds={seeds}", "give a list of different whole numbers, such as [1, 2, 3]")
-    if len(arms) * len(seeds) > MOST_RUNS:
-        raise UserError(f"{file}: {len(arms) * len(seeds):,} runs", f"ask for {MOST_RUNS:,} at most")
-    return [
-        _planned(file, base, arm, settings, seed, runs / file.stem / arm / f"seed-{seed}")
-        for seed in seeds
-        for arm, settings in arms.items()
-    ]
+    _require_few(file, len(arms) * len(seeds))
+    planned = {arm: _planned(file, base, arm, settings) for arm, settings in arms.items()}
+    found = []
+    for seed, arm in itertools.product(seeds, arms):
+        with _of_arm(file, arm):
+            found.append(_with_seed(planned[arm], seed, runs / file.stem / arm / f"seed-{seed}"))
+    return found
+
+
+def _require_few(file: Path, runs: int) -> None:
+    if runs > MOST_RUNS:
+        raise UserError(f"{file}: {runs:,} runs", f"ask for {MOST_RUNS:,} at most")
 
 
 def _base(file: Path, base: Any) -> Path:
@@ -72,11 +82,12 @@ def _arms(file: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings with dotted keys, by arm."""
     arms, grid = content.get("arms"), content.get("grid")
     if (arms is None) == (grid is None) or not isinstance(arms or grid, dict):
-        raise UserError(f"{file} has {'no' if arms is None else 'both'} arms or a grid", _FORM)
+        raise UserError(f"{file} must have arms or a grid, and not both", _FORM)
     if arms is None:
         columns = {key: values for key, values in flat(grid).items() if isinstance(values, list) and values}
         if len(columns) < len(flat(grid)):
             raise UserError(f"{file}: grid", "give a list of values for each key")
+        _require_few(file, math.prod(map(len, columns.values())))
         points = [dict(zip(columns, point, strict=True)) for point in itertools.product(*columns.values())]
         names = [",".join(f"{key.rpartition('.')[2]}={_word(value)}" for key, value in at.items()) for at in points]
         if len(set(names)) < len(names):
@@ -90,16 +101,30 @@ def _arms(file: Path, content: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {str(name): flat(settings or {}) for name, settings in arms.items()}
 
 
-def _planned(file: Path, base: Path, arm: str, settings: dict[str, Any], seed: int, path: Path) -> Planned:
+def _planned(file: Path, base: Path, arm: str, settings: dict[str, Any]) -> Planned:
+    """The runs of an arm, yet without seed and directory."""
     for key in ("train.seed", "run.dir"):
         if key in settings:
             raise UserError(f"{file}: arm {arm}: {key}", "is given by the sweep itself; leave it out")
     words = [f"--config={base}", *(f"--{key}={_word(value)}" for key, value in settings.items())]
-    words += [f"--train.seed={seed}", f"--run.dir={path}"]
+    with _of_arm(file, arm):
+        return Planned(arm, 0, words, command_line.parse(words, description=""))
+
+
+@contextlib.contextmanager
+def _of_arm(file: Path, arm: str) -> Iterator[None]:
+    """Say of a mistake where it stands."""
     try:
-        return Planned(arm, seed, words, command_line.parse(words, description=""))
+        yield
     except UserError as error:
         raise UserError(f"{file}: arm {arm}: {error}") from None
+
+
+def _with_seed(planned: Planned, seed: int, path: Path) -> Planned:
+    settings = planned.settings
+    train, run = dataclasses.replace(settings.train, seed=seed), dataclasses.replace(settings.run, dir=str(path))
+    words = [*planned.words, f"--train.seed={seed}", f"--run.dir={path}"]
+    return Planned(planned.arm, seed, words, dataclasses.replace(settings, train=train, run=run))
 
 
 def _word(value: Any) -> str:

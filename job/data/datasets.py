@@ -201,7 +201,7 @@ def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[
             directories = cache.directories(None, data.cache)
             return directories, f"shapes10-{shapes10.VERSION}", partial(shapes10.decode, progress=progress)
         case "cifar10":
-            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+            build = partial(cifar10.decode, root, data.download, data.url, progress=progress, log=log)
             return cache.directories(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
         case "folder":
             directories = cache.directories(root.parent, data.cache)

@@ -59,6 +59,21 @@ def below(folder: Path) -> tuple[dict[str, dict[int, Finished]], list[str]]:
     return dict(sorted(arms.items())), left_out
 
 
+def among(runs: Sequence[Finished]) -> dict[str, dict[int, Finished]]:
+    """The recipes of ``runs``, called by the settings in which they differ, that share two seeds with another one."""
+    groups = [(settings, by_seed) for settings, by_seed in comparison.by_recipe(runs) if len(by_seed) > 1]
+    groups = [
+        one for one in groups if any(len(set(one[1]) & set(other[1])) > 1 for other in groups if other is not one)
+    ]
+    keys = dict.fromkeys(key for settings, _ in groups for key in settings)
+    differ = [key for key in keys if len({repr(settings.get(key)) for settings, _ in groups}) > 1]
+    return {", ".join(_called(key, settings.get(key)) for key in differ): by_seed for settings, by_seed in groups}
+
+
+def _called(key: str, value: Any) -> str:
+    return str(value) if key == "model.name" else f"{key.rpartition('.')[2]} {value}"
+
+
 def compare(arms: Arms) -> dict[str, Any]:
     """What ``comparison.json`` says of arms: of each, of every pair that shares seeds, and in a sentence each."""
     both = [pair for pair in itertools.combinations(arms, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
@@ -66,6 +81,8 @@ def compare(arms: Arms) -> dict[str, Any]:
     known = [pair for pair in pairs if pair["p"] is not None]
     for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
         pair["p_holm"] = p
+        wanted = seeds_wanted(pair["difference"], pair["deviation"], tests=len(known))
+        pair["seeds_wanted"] = wanted and max(wanted, len(pair["seeds"]) + 1)
     of_each = [_arm(name, runs) for name, runs in arms.items()]
     return {"arms": of_each, "paired": pairs, "answers": answers(of_each, pairs)}
 
@@ -94,7 +111,7 @@ def _pair(first: str, second: str, arms: Arms) -> Record:
     same = all(
         np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
     )
-    of_images = np.mean(gained, axis=0) if same else None
+    of_images = np.mean(gained, axis=0) if same and len(gained[0]) > 1 else None
     deviation = float(differences.std(ddof=1)) if len(seeds) > 1 else None
     spreads = [float(np.std([one.result["accuracy"] for one in runs], ddof=1)) if half else 0.0 for runs in (a, b)]
     classes = [
@@ -110,7 +127,8 @@ def _pair(first: str, second: str, arms: Arms) -> Record:
         "half_width_images": None if of_images is None else _of_images(of_images),
         "p": p_value(differences) if len(seeds) > 1 else None,
         "p_holm": None,
-        "seeds_wanted": seeds_wanted(mean, deviation) if deviation is not None else None,
+        "deviation": deviation,
+        "seeds_wanted": None,
         "unpaired_seeds": _unpaired(half, spreads[0], spreads[1]) if half else None,
         "classes": classes,
     }
@@ -158,19 +176,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return raised
 
 
-def seeds_wanted(difference: float, deviation: float) -> int | None:
-    """How many seeds would tell such a ``difference`` from none four times in five; None for more than MOST_SEEDS.
+def seeds_wanted(difference: float, deviation: float, tests: int = 1) -> int | None:
+    """How many seeds would tell such a ``difference`` from none four times in five, beside so many other ``tests``.
 
-    The power of the paired t test, by the noncentral t distribution (``scipy.stats.nct``): J. Cohen, "Statistical power
-    analysis for the behavioral sciences" (1988), section 2.
+    None for more than MOST_SEEDS. The power of the paired t test, by the noncentral t distribution
+    (``scipy.stats.nct``): J. Cohen, "Statistical power analysis for the behavioral sciences" (1988), section 2.
     """
     from scipy.stats import nct, t
 
-    if deviation == 0 or difference == 0:
-        return 2 if difference else None
+    level = (1 - LEVEL) / tests
+    if deviation == 0 or difference == 0:  # the sign test's
+        return math.ceil(1 - math.log2(level)) if difference else None
     effect = abs(difference) / deviation
     for count in range(2, MOST_SEEDS + 1):
-        if nct.sf(t.ppf((1 + LEVEL) / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
+        if nct.sf(t.ppf(1 - level / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
             return count
     return None
 

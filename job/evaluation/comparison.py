@@ -36,6 +36,22 @@ class Finished:
     """[n] whether the predicted class is the true one"""
 
 
+def choose(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The runs to compare among ``paths`` and below them, and what is said of those that are left out.
+
+    Two that are finished are enough; where there are fewer, nothing is left out, and ``read`` says what is wrong.
+    """
+    found = [run for path in paths for run in (reader.runs_below(path) or [path])]
+    finished = [path for path in found if (path / "evaluation.json").exists()]
+    if len(finished) < 2:
+        return found, []
+    left_out = [path for path in found if path not in finished and path.exists()]
+    missing = [path for path in found if not path.exists()]  # a slip of the finger
+    return [*finished, *missing], [
+        f"{path} is {'not finished' if (path / 'config.yaml').exists() else 'no run directory'}" for path in left_out
+    ]
+
+
 def read(paths: Sequence[Path]) -> list[Finished]:
     """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same images."""
     runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]
@@ -140,12 +156,18 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 def repetitions(runs: Sequence[Finished]) -> list[dict[str, Any]]:
     """Groups of runs of the same recipe on different seeds: mean and standard deviation (n - 1) of their accuracy."""
-    groups: dict[str, dict[Any, Finished]] = {}
+    return [_spread(by_seed) for _, by_seed in by_recipe(runs) if len(by_seed) > 1]
+
+
+def by_recipe(runs: Sequence[Finished]) -> list[tuple[dict[str, Any], dict[int, Finished]]]:
+    """Each recipe, as settings with dotted keys, and its runs by seed."""
+    groups: dict[str, tuple[dict[str, Any], dict[int, Finished]]] = {}
     for one in runs:
+        settings = _recipe(one.run.config)
         # One run a seed: twice the same would count for less spread than there is.
-        by_seed = groups.setdefault(repr(sorted(_recipe(one.run.config).items())), {})
+        _, by_seed = groups.setdefault(repr(sorted(settings.items())), (settings, {}))
         by_seed.setdefault(one.run.setting("train.seed"), one)
-    return [_spread(by_seed) for by_seed in groups.values() if len(by_seed) > 1]
+    return list(groups.values())
 
 
 def _spread(by_seed: dict[Any, Finished]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from job.config.errors import UserError
 
 SHIPPED = sorted((REPOSITORY / "configs" / "sweeps").glob("*.yaml"))
 BASE = REPOSITORY / "configs" / "quickstart.yaml"
+GRID = ", ".join(f"key{i}: [1, 2, 3, 4, 5, 6, 7]" for i in range(40))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: str(file.stem))
@@ -42,8 +43,8 @@ def test_a_grid_is_every_combination_of_its_values_beside_the_base(tmp_path: Pat
     [
         ("base: nowhere.yaml\nseeds: [1]\narms: {a: {}}", "base=nowhere.yaml: name a configuration"),
         ("seeds: [1]\narms: {a: {}}", "base=None: name a configuration"),
-        ("base: BASE\nseeds: [1]", "has no arms or a grid"),
-        ("base: BASE\nseeds: [1]\narms: {a: {}}\ngrid: {train.epochs: [1]}", "has both arms or a grid"),
+        ("base: BASE\nseeds: [1]", "must have arms or a grid, and not both"),
+        ("base: BASE\nseeds: [1]\narms: {a: {}}\ngrid: {train.epochs: [1]}", "must have arms or a grid, and not both"),
         ("base: BASE\nseeds: 5\narms: {a: {}}", "seeds=5: give a list"),
         ("base: BASE\nseeds: [1, 1]\narms: {a: {}}", "give a list of different whole numbers"),
         ("base: BASE\nseeds: [true]\narms: {a: {}}", "give a list of different whole numbers"),
@@ -58,6 +59,12 @@ def test_a_grid_is_every_combination_of_its_values_beside_the_base(tmp_path: Pat
         ("base: BASE\nseeds: [1]\narms: {bad: 3}", "arm bad: must hold settings"),
         ("base: BASE\nseeds: [1]\ngrid: {train.epochs: 3}", "give a list of values for each key"),
         ("base: BASE\nseeds: [1]\ngrid: {train.epochs: [3, 3]}", "a value is given twice"),
+        ("base: BASE\nseeds: [1]\narms: {}", "must have arms or a grid, and not both"),
+        ("base: BASE\nseeds: [-1]\narms: {a: {}}", "train.seed=-1: must be"),
+        (
+            "base: BASE\nseeds: [1]\ngrid: {" + ", ".join(f"k{i}: [1, 2, 3, 4, 5, 6, 7]" for i in range(40)) + "}",
+            "runs: ask",
+        ),
         ("base: BASE\nseeds: [1]\narm: {}", "unknown key arm"),
         ("base: BASE\nseeds: [1]\narms: {a: {}, a: {}}", "key 'a' is given twice"),
         ("- 1", "must hold settings"),

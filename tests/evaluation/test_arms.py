@@ -10,7 +10,7 @@ import scipy.stats
 from support import run_directories
 
 from job.config.errors import UserError
-from job.evaluation import arms
+from job.evaluation import arms, comparison
 from job.evaluation.arms import holm
 
 
@@ -45,6 +45,8 @@ def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
     # J. Cohen (1988): an effect of 0.5 standard deviations wants 34 pairs at 80%.
     assert arms.seeds_wanted(0.005, 0.01) == 34
     assert arms.seeds_wanted(0.0, 0.01) is None
+    assert arms.seeds_wanted(0.005, 0.0) == 6  # 1 / 32 is the first below 5%
+    assert arms.seeds_wanted(0.005, 0.01, tests=6) > 34
 
 
 def test_a_difference_is_found_and_where_there_is_none_it_says_how_many_seeds_would_tell(tmp_path: Path) -> None:
@@ -88,3 +90,17 @@ def test_where_each_seed_has_test_images_of_its_own_there_is_no_interval_over_im
     (pair,) = arms.compare(arms.below(tmp_path)[0])["paired"]
     assert pair["half_width_images"] is None
     assert pair["half_width"] > 0
+
+
+def test_any_runs_that_pair_by_seed_are_arms_called_by_what_differs(tmp_path: Path) -> None:
+    paths = [
+        run_directories.write(tmp_path / f"{model}-{seed}", model=model, skill=skill, seed=seed, images=2000)
+        for model, skill in (("simple_cnn", 0.5), ("vgg16", 0.7))
+        for seed in (1, 2, 3)
+    ]
+    alone = run_directories.write(tmp_path / "alone", epochs=7, images=2000)
+    runs = comparison.read([*paths, alone])
+    found = arms.among(runs)
+    assert {name: sorted(some) for name, some in found.items()} == {"simple_cnn": [1, 2, 3], "vgg16": [1, 2, 3]}
+    assert arms.compare(found)["answers"][0].startswith("vgg16 is better than simple_cnn by ")
+    assert arms.among(runs[:4]) == {}
