@@ -145,7 +145,7 @@ def main() -> None:
         plain, step = milliseconds["none", "here"], milliseconds["a step", "here"]
         what = f"{given.workers} workers, by the clock" if given.workers else "processor time of one core"
         print(
-            f"\n{batch} images of {size} pixels, {what}, {given.rounds} rounds; a step of the network: {step:.3g} ms\n"
+            f"\n{batch} images of {size} pixels, {what}, {given.rounds} rounds; a step of the network: {step:,.0f} ms\n"
         )
         print("| `data.augment` | ms a batch | times none | of a step | torchvision's, ms | times here |")
         print("| --- | ---: | ---: | ---: | ---: | ---: |")

@@ -255,7 +255,8 @@ def test_images_of_more_than_8_bits_that_are_not_square_are_predicted_as_they_we
         Image.fromarray(np.full((40, 56), 2000 if "light" in name else 900, np.uint16)).save(folder / "0.png")
     done = run_job("evaluate.py", "--run", run, "--data.root", tmp_path / "others")
     assert done.returncode == 0, done.stderr
-    result = json.loads((run / "evaluation-test.json").read_text())
+    (path,) = run.glob("evaluation-of-others-*.json")
+    result = json.loads(path.read_text())
     lines = predicted(run, tmp_path / "others" / "test")
     right = sum(line["class"] == Path(line["picture"]).parent.name for line in lines)
     assert result["accuracy"] * 2 == right

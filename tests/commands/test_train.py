@@ -268,7 +268,7 @@ def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small
         finished = run_job(
             "train.py",
             *(*small, "--train.batch_size=42", "--train.gradient_shards=6", "--run.log_every=5"),
-            *("--train.mixup=0.2", "--train.cutmix=1", "--train.label_smoothing=0.1"),
+            *("--train.mixup=0.2", "--train.cutmix=1", "--train.label_smoothing=0.1", "--train.class_weights=balanced"),
             *(
                 "--data.augment=[flip,crop,resized_crop,rotate,color,erasing]",
                 f"--train.epochs={epochs}",
