@@ -52,6 +52,7 @@ def html(comparison: Record, runs: Sequence[Finished]) -> str:
     return theme.render(
         "comparison.html.jinja",
         runs=comparison["runs"],
+        answers=comparison.get("answers", []),
         images=len(runs[0].labels),
         tables=tables(comparison),
         figure=figure,
@@ -132,7 +133,7 @@ def _arms(comparison: Record) -> Table:
         }
         for arm in sorted(comparison["arms"], key=lambda arm: -arm["mean"])
     ]
-    return _table("arms", "Arms", rows, " ".join(f"{answer}." for answer in comparison["answers"]))
+    return _table("arms", "Arms", rows)
 
 
 def _best_pairs(comparison: Record) -> list[Record]:
