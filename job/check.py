@@ -7,6 +7,7 @@ On the login node say which shape the job will have; inside an allocation Slurm 
 Its own options:
   --nodes N             hosts that the job will have
   --gpus-per-node M     GPUs, and so processes, on each
+  --cpus-per-task, --mem, --time, --partition     as sbatch has them
 The settings follow, by section.
 """
 
@@ -18,7 +19,6 @@ import operator
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,7 +36,7 @@ from job.config.errors import BAD_INPUT, UserError, first_line
 from job.config.settings import REPOSITORY, Config
 from job.data import datasets
 from job.display.console import plain_text
-from job.distributed import launcher
+from job.distributed import launcher, request
 from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 STYLES = {"ok": "green", "note": "yellow", "problem": "red"}
+REPORT = 150 << 20
+"""bytes that the figures of a report take on rank zero"""
 SIGNAL_MARGIN = 30
 """seconds beside two saves that a job wants between the warning and the end, for the step it is in and for Slurm"""
 
@@ -85,16 +88,19 @@ class Note(str):
 
 def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
-    options, rest = command_line.take_options(argv, "nodes", "gpus-per-node")
+    given, rest = command_line.take_options(argv, *request.OPTIONS)
+    options = {name.replace("_", "-"): value for name, value in given.items() if value is not None}
     if not launcher.speaks():  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
         return 0
     settings = command_line.parse(rest, description=__doc__ or "")
-    shape = read_shape(options["nodes"], options["gpus_per_node"])
+    shape = read_shape(options.get("nodes"), options.get("gpus-per-node"))
     name = command_line.config_name(rest)
-    checks = preflight(settings, shape, name)
+    script = REPOSITORY / "slurm" / f"{name}.sh"
+    asked = {} if launcher.under_slurm() else request.asked(script, options)
+    checks = preflight(settings, shape, name, asked)
     if shutil.which("sbatch") and not launcher.under_slurm():
-        asked = [f"--{option.replace('_', '-')}={value}" for option, value in options.items() if value is not None]
-        _look(checks, "Slurm", lambda: _request(asked, name))
+        taken, said = request.answer(script, options)
+        checks.append(Check("Slurm", "note" if taken is None else "ok" if taken else "problem", said))
     title = plain_text(f"{name} with {shape.nodes} x {shape.processes} processes", "bold")
     table = Table("check", "verdict", "what was found", title=title, title_justify="left")
     for check in checks:
@@ -122,8 +128,8 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
     return shape
 
 
-def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
-    """Every check, in the order in which a job would meet them. ``name`` is the configuration's."""
+def preflight(settings: Config, shape: Shape, name: str, asked: dict[str, str]) -> list[Check]:
+    """Every check, in the order in which a job would meet them. ``asked``: of Slurm; ``name``: the configuration's."""
     checks: list[Check] = []
     _look(checks, "software", _software)
     _look(checks, "processes", lambda: _processes(settings, shape))
@@ -141,9 +147,14 @@ def preflight(settings: Config, shape: Shape, name: str) -> list[Check]:
         size, path = checkpoint_bytes(settings, model), REPOSITORY / "runs" / launcher.run_name(name)
         path = path if settings.run.dir is None else Path(settings.run.dir).expanduser().resolve()
         existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        _look(checks, "memory", lambda: _memory(settings, shape, model))
+        images = settings.train.batch_size // shape.world_size // settings.train.gradient_accumulation
+        parts = memory_bytes(settings, model, max(1, images), settings.data.image_size)
+        if shape.on_gpus(settings):
+            _look(checks, "GPU memory", lambda: _memory(parts))
+        host = 0 if shape.on_gpus(settings) else sum(parts.values())
+        _look(checks, "memory", lambda: _host_memory(host, shape, asked))
         _look(checks, "run directory", lambda: _directory(path, existing, settings.checkpoint.keep, size))
-        _look(checks, "time to save", lambda: _save_time(existing, name, size))
+        _look(checks, "time to save", lambda: _save_time(existing, name, size, asked))
     return checks
 
 
@@ -221,14 +232,24 @@ def _plan(settings: Config, images: int, validation: int) -> str:
     )
 
 
-def _memory(settings: Config, shape: Shape, model: nn.Module) -> str:
+def _host_memory(model: int, shape: Shape, asked: dict[str, str]) -> str:
+    """What the processes of a node take besides their GPUs: libraries and data, which lie in this one too, and more."""
+    one = psutil.Process().memory_info().rss + model + REPORT
+    needed = shape.processes * one / 2**20
+    detail = f"about {readable(one)} a process: libraries, data, {readable(REPORT)} to draw the report"
+    if shape.gpus:
+        detail += "; what CUDA takes, a gigabyte or more, is not counted"
+    if "mem" not in asked or not (given := request.megabytes(asked["mem"])):
+        return detail
+    return _sound(given >= needed, f"{detail}; {needed:,.0f}M a node, and --mem={asked['mem']}")
+
+
+def _memory(parts: dict[str, int]) -> str:
     import torch
 
-    images = settings.train.batch_size // shape.world_size // settings.train.gradient_accumulation
-    parts = memory_bytes(settings, model, max(1, images), settings.data.image_size)
     total = sum(parts.values())
     detail = f"about {readable(total)} a process: " + ", ".join(f"{k} {readable(v)}" for k, v in parts.items() if v)
-    if not (shape.gpus and torch.cuda.is_available()):
+    if not torch.cuda.is_available():
         return detail
     room = torch.cuda.get_device_properties(0).total_memory
     detail += f"; the device has {readable(room)}"
@@ -247,7 +268,7 @@ def _directory(path: Path, existing: Path, keep: int, size: int) -> str:
     return _sound(free >= needed, f"{room} for {keep} checkpoints and one more ({readable(size)} each)")
 
 
-def _save_time(existing: Path, name: str, size: int) -> str:
+def _save_time(existing: Path, name: str, size: int, asked: dict[str, str]) -> str:
     """Compare a save, measured with a small one, with the warning that the sbatch script asks Slurm for."""
     probe, block = existing / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
     began = time.monotonic()
@@ -263,31 +284,13 @@ def _save_time(existing: Path, name: str, size: int) -> str:
     seconds = (time.monotonic() - began) * size / len(block)
     needed = 2 * seconds + SIGNAL_MARGIN
     detail = f"about {seconds:.1f} s a checkpoint of {readable(size)}"
-    lead = signal_lead(REPOSITORY / "slurm" / f"{name}.sh")
+    lead = request.signal_lead(asked or request.asked(REPOSITORY / "slurm" / f"{name}.sh", {}))
     if lead is None:
         return f"{detail}; the job stops by itself in time"
     detail += f"; slurm/{name}.sh is warned {lead} s before its end and wants {needed:.0f} s"
+    if 60 * request.minutes(asked.get("time", "unlimited")) <= lead + SIGNAL_MARGIN:
+        return Note(f"{detail}; but with --time={asked['time']} it is warned as it begins, and stops by itself instead")
     return _sound(lead >= needed, detail)
-
-
-def signal_lead(script: Path) -> int | None:
-    """Seconds between the warning that ``script`` asks Slurm for and its end; None when it asks for none."""
-    text = script.read_text(encoding="utf-8") if script.is_file() else ""
-    match = re.search(r"^#SBATCH\s+--signal[= ]\S*?@(\d+)", text, re.MULTILINE)
-    return int(match[1]) if match else None
-
-
-def _request(options: list[str], name: str) -> str:
-    """Ask Slurm whether it would take the job."""
-    script = REPOSITORY / "slurm" / f"{name}.sh"
-    if not script.exists():
-        return Note(f"there is no slurm/{name}.sh to ask about")
-    if subprocess.run(["sinfo", "--noheader"], capture_output=True).returncode:
-        return Note("no cluster answers this machine")
-    command = ["sbatch", "--test-only", *options, str(script)]
-    asked = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    said = " ".join(asked.stderr.split()).removeprefix("sbatch: ")
-    return _sound(asked.returncode == 0, f"{' '.join(['sbatch', *options, f'slurm/{name}.sh'])}: {said}")
 
 
 def _sound(fine: bool, detail: str) -> str:

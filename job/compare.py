@@ -1,6 +1,6 @@
 """Compare finished runs: accuracy, per class, by McNemar's test, over seeds, speed, and with the published numbers.
 
-  python job/compare.py RUN [RUN ...] [--out DIR] [--markdown FILE]
+  python job/compare.py RUN [RUN ...] [--out DIR] [--markdown FILE]        runs/* compares all that are finished
   python job/compare.py --sweep runs/SWEEP       arms of job/sweep.py, seed by seed, and what they answer
 Shows tables, and writes comparison.html and comparison.json into DIR (default: the current directory). docs/results.md
 is what --markdown writes.
@@ -32,7 +32,9 @@ from job.runs.files import write_whole
 def main(argv: list[str]) -> int:
     """Compare the runs named; returns the exit status."""
     parser = Arguments(__doc__ or "")
-    parser.add_argument("run", nargs="*", type=Path, help="run directory of a finished run")
+    parser.add_argument(
+        "run", nargs="*", type=Path, help="run directory, or a folder with some; unfinished ones are left out"
+    )
     parser.add_argument("--sweep", type=Path, metavar="DIR", help="all finished runs <arm>/seed-<n> in DIR")
     parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the two files go")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too, with what ran them")
@@ -47,7 +49,10 @@ def main(argv: list[str]) -> int:
         runs = [one for by_seed in found.values() for one in by_seed.values()]
         compared = comparison.compare(runs, pairs=False) | arms.compare(found)
     else:
-        runs = comparison.read(options.run)
+        chosen, left_out = comparison.choose(options.run)
+        for line in left_out:
+            console.warn(f"left out: {line}")
+        runs = comparison.read(chosen)
         compared = comparison.compare(runs)
         if found := arms.among(runs):
             compared |= arms.compare(found)
@@ -57,7 +62,7 @@ def main(argv: list[str]) -> int:
     for table in comparison_page.tables(compared):
         console.show(partial(_drawn, table))
     files = {
-        options.out / "comparison.html": comparison_page.html(compared, runs),
+        options.out / "comparison.html": comparison_page.html(compared, runs, options.out.resolve()),
         options.out / "comparison.json": json.dumps(compared, indent=1) + "\n",
     }
     if options.markdown is not None:

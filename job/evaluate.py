@@ -66,12 +66,17 @@ def main(argv: list[str]) -> int:
     from job.evaluation.predictions import predict
 
     console = Console(quiet=not group.is_rank_zero)
-    stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say)))
-    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
-    split = split or dataset.final
     # Rank zero reads what lies in the run, and the others have it from it: on other hosts it may not be seen at all.
     trained_on = group.guarded(lambda: restored.trained_on(run), on=group.is_rank_zero)
-    names, known = group.from_rank_zero(trained_on) or ((), "")
+    names, known, deep = group.from_rank_zero(trained_on) or ((), "", None)
+
+    def prepared() -> str:  # other images of more than 8 bits are to be seen as those were that the run was trained on
+        own = (deep[0], deep[1]) if named and deep else None
+        return str(datasets.prepare(settings.data, console.bar, console.say, deep=own or "ask"))
+
+    stored = group.once_a_node(prepared)
+    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
+    split = split or dataset.final
     classes, path = tuple(names), run / f"evaluation-{split}.json"
     origin = Origin(world_size=group.world_size, checkpoint=None, data=dataset.fingerprint)
     if named and known not in (None, dataset.fingerprint):

@@ -7,8 +7,8 @@ Ways to run it:
   cat IMAGE | python job/predict.py --run RUN -         one image from standard input
   python job/predict.py --run RUN --export DIR          the model for use elsewhere, checked after writing; --onnx
 Folders are searched with all that is below them, as in training, for files whose names end as those of images do.
-Images of any size are turned upright and squeezed to the model's. An image that cannot be read is said on standard
-error, the others are still named, and the exit status is 1.
+Images of any size are turned upright and made square as those were that the run was trained on. An image that cannot be
+read is said on standard error, the others are still named, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError, printable
 from job.data import archives, decoding
-from job.data.decoding import Encoded
+from job.data.decoding import Deep, Encoded
 from job.distributed import ending
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
         print(_row([*HEAD, *(f"{name} (class)" if name in HEAD else name for name in model.classes)]), flush=True)
     width = min(max((len(name) for name in names), default=0), 60)
     unread = False
-    for batch, pixels, reasons in read(names, model.size, options.batch):
+    way = (model.settings.data.resize, model.deep)
+    for batch, pixels, reasons in read(names, model.size, options.batch, *way):
         rows = iter(model.probabilities(pixels, group).tolist())
         for name, reason in zip(batch, reasons, strict=True):
             if reason is not None:
@@ -127,7 +128,9 @@ def expand(names: Sequence[str]) -> Iterator[str]:
         yield from files
 
 
-def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence[str], Tensor, list[str | None]]]:
+def read(
+    names: Sequence[str], size: int, batch: int, resize: str, deep: Deep
+) -> Iterator[tuple[Sequence[str], Tensor, list[str | None]]]:
     """Batches of names, pixels uint8 [n, 3, size, size] of those that could be read, and what was wrong with each.
 
     Files are read in processes of their own, some batches ahead.
@@ -136,7 +139,7 @@ def read(names: Sequence[str], size: int, batch: int) -> Iterator[tuple[Sequence
 
     chunks = [names[start : start + batch] for start in range(0, len(names), batch)]
     processes = max(1, min(len(chunks), decoding.cores()))
-    with decoding.readers(size, processes) as reader:
+    with decoding.readers(size, processes, resize, deep) as reader:
         futures = (reader([_encoded(name) for name in chunk]) for chunk in chunks)
         ahead = deque(itertools.islice(futures, 2 * processes))
         for chunk in chunks:

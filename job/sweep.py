@@ -104,7 +104,7 @@ def _check(runs: list[Planned]) -> int:
 
     gpus = check.read_shape("1", None).gpus
     for run in {run.arm: run for run in reversed(runs)}.values():
-        for found in check.preflight(run.settings, check.Shape(nodes=1, processes=1, gpus=min(gpus, 1)), run.arm):
+        for found in check.preflight(run.settings, check.Shape(nodes=1, processes=1, gpus=min(gpus, 1)), run.arm, {}):
             if found.verdict == "problem":
                 raise UserError(f"arm {run.arm}: {found.name}: {found.detail}")
     return gpus

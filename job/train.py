@@ -169,6 +169,7 @@ def _finish(trainer: Trainer, directory: RunDirectory, predictions: Predictions)
         last_validation=trainer.progress.last,
         parameters=registry.count_parameters(trainer.model),
         data=dataset.fingerprint,
+        deep=list(dataset.deep) if dataset.deep else None,
         notes=list(dataset.notes),
     )
     try:

@@ -6,6 +6,7 @@ Standard library and Python 3.8 only, like all of launch/ that runs in the batch
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from allocation import Allocation, LaunchError, run_client, say, show, show_job
+from allocation import Allocation, reachable, run_client, say, show, show_job
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
@@ -49,22 +50,19 @@ class Failure:
 
 def begin(allocation: Allocation, run: Path) -> Start:
     """Make room for a start's files, and remember what was there before it."""
-    logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}"
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LaunchError(
-            f"run directory {run} cannot be made ({error.strerror}): name another one with --run.dir"
-        ) from None
+    again = f".{allocation.again}" if allocation.again else ""
+    logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}{again}"
+    logs.mkdir(parents=True, exist_ok=True)
     return Start(allocation, run, logs, read_status(run), newest_checkpoint(run))
 
 
-def settle(start: Start, exit_status: int, messages: list[str]) -> int:
-    """Say what came of a start and see to what follows; the exit status of the batch script.
+def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -> int | Allocation:
+    """Say what came of a start and see to what follows.
 
-    ``exit_status`` is srun's, the highest of its tasks; ``messages`` are the lines it wrote itself. What status.json
-    says of this start outranks both: a process can still die after all its work is done. One that dies between the
-    result and the report comes back to write what is missing.
+    That is the exit status of the batch script; or, after a failure that need not end this allocation, what is left of
+    it to start again ``here``. ``exit_status`` is srun's, the highest of its tasks; ``messages`` are the lines it wrote
+    itself. What status.json says of this start outranks both: a process can still die after all its work is done. One
+    that dies between the result and the report comes back to write what is missing.
     """
     failures = read_failures(messages)
     after = read_status(start.run)
@@ -76,7 +74,7 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     if stopped or state == "preempted":
         show_errors(start, 0)
         reason = f"stopped after step {after.get('step')} ({after.get('signal')})"
-        return come_back(start, reason, PREEMPTED)
+        return come_back(start, reason, PREEMPTED, here=False)
     # srun ends the other ranks, so that the highest status is not always the first.
     if BAD_INPUT in (exit_status, failures[0].status if failures else None):
         show_errors(start, 0)
@@ -91,11 +89,14 @@ def settle(start: Start, exit_status: int, messages: list[str]) -> int:
     recurs = starved and newest_checkpoint(start.run) == start.checkpoint
     if recurs or (state == "failed" and after.get("recurs")):
         return end(start, f"not started again, for it would end the same way: {reason}", exit_status)
-    return come_back(start, reason, exit_status)
+    return come_back(start, reason, exit_status, here=here)
 
 
-def come_back(start: Start, reason: str, exit_status: int) -> int:
-    """Requeue the job under its own id, unless Slurm has other plans with it or it gets nowhere."""
+def come_back(start: Start, reason: str, exit_status: int, *, here: bool) -> int | Allocation:
+    """Start again here, or requeue the job under its own id, unless Slurm has other plans with it or it gets nowhere.
+
+    Here it goes on in seconds. A second start without a new checkpoint is better made elsewhere.
+    """
     job = start.allocation.job
     record = show_job(job)
     state = re.search(r"JobState=(\w+)", record)
@@ -109,14 +110,18 @@ def come_back(start: Start, reason: str, exit_status: int) -> int:
     idle = 0 if progressed else idle_requeues(start) + 1
     if idle > PATIENCE:
         return end(start, f"given up, for {idle} starts in a row brought no new checkpoint: {reason}", FAILED)
-    record = {"job": job, "without_checkpoint": idle}
-    (start.run / "slurm" / "requeues.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    count = f" ({idle} of at most {PATIENCE} times without a new checkpoint)" if idle else ""
+    count = {"job": job, "without_checkpoint": idle}
+    (start.run / "slurm" / "requeues.json").write_text(json.dumps(count) + "\n", encoding="utf-8")
+    how_often = f" ({idle} of at most {PATIENCE} times without a new checkpoint)" if idle else ""
+    left = fitting(start) if here and idle <= 1 else ()
+    if left:
+        end(start, f"started again at once on {', '.join(left)}{how_often}: {reason}", exit_status)
+        return dataclasses.replace(start.allocation, nodes=left, again=start.allocation.again + 1)
     done = run_client("scontrol", "requeue", job)  # sends SIGTERM, and time to say so
     if done.returncode:
         why = done.stderr.strip()
         return end(start, f"not requeued ({why}): {reason}: {continue_by_hand(start)}", exit_status)
-    return end(start, f"requeued{count}: {reason}", PREEMPTED)
+    return end(start, f"requeued{how_often}: {reason}", PREEMPTED)
 
 
 def out_of_memory(messages: list[str]) -> bool:
@@ -136,6 +141,21 @@ def more_memory(record: str) -> str:
 
 def continue_by_hand(start: Start) -> str:
     return f"submit again with --run.dir {start.run} to continue"
+
+
+def fitting(start: Start) -> tuple[str, ...]:
+    """The nodes that are left, as many as the run's batch divides over; () where it never began."""
+    with contextlib.suppress(OSError):
+        text = (start.run / "config.yaml").read_text(encoding="utf-8")
+        found = re.findall(r"^  (batch_size|gradient_accumulation|gradient_shards): (\d+)$", text, re.MULTILINE)
+        number = {name: int(value) for name, value in found}
+        nodes = reachable(start.allocation.nodes)
+        for count in range(len(nodes), 0, -1):
+            size = count * start.allocation.processes
+            parts = number.get("gradient_shards") or size * number["gradient_accumulation"]
+            if parts % size == 0 and number["batch_size"] % parts == 0:
+                return nodes[:count]
+    return ()
 
 
 def cancels(record: str) -> bool:
@@ -206,9 +226,13 @@ def record_failure(start: Start, failures: list[Failure], messages: list[str]) -
         told = "Traceback" in error_text(start, failure.rank)
         return failure.how.startswith("Terminated") or (failure.status is not None and not told)
 
-    found = min(failures, key=followed, default=Failure(0, "an unknown node", "srun failed", None))
+    # Of a node that is gone srun says nothing else, and then ends the ranks on the others.
+    dead = re.findall(r"^srun: error: Node failure on (\S+)$", "".join(messages), re.MULTILINE)
+    nodes, each = start.allocation.nodes, start.allocation.processes
+    gone = [Failure(nodes.index(node) * each, node, "Node failure", None) for node in dead if node in nodes]
+    found = min(gone + failures, key=followed, default=Failure(0, "an unknown node", "srun failed", None))
     lost = LOST.search(error_text(start, 0) + error_text(start, 1))
-    if lost and not lost[3].startswith("ended"):  # of that srun knows more
+    if lost and not (found.rank == int(lost[1]) and lost[3].startswith("ended")):  # of that srun knows more
         found = Failure(int(lost[1]), lost[2], lost[3], None)
     step = read_status(start.run).get("step", 0)
     size = start.allocation.world_size

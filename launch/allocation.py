@@ -19,6 +19,10 @@ NOT_PRINTABLE = re.compile(
 """what a terminal would obey, or a reader not see: the same as in job/config/errors.py, which is not to be had here"""
 
 
+PROBE_WITHIN = 20.0
+"""seconds"""
+
+
 class LaunchError(Exception):
     """What the user can mend: what is wrong, and how to mend it."""
 
@@ -47,6 +51,8 @@ class Allocation:
     start_time: int | None
     end_time: int | None
     """seconds since 1970; None without a time limit"""
+    again: int = 0
+    """starts in this allocation before this one"""
 
     @property
     def world_size(self) -> int:
@@ -98,6 +104,18 @@ def expand(hosts: str) -> tuple[str, ...]:
     return tuple(done.stdout.split())
 
 
+def reachable(nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``nodes`` on which a task starts now: the controller may take minutes to miss one that died."""
+    probe = ["srun", "--overlap", "--mem=0", "--mpi=none", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--quiet"]
+    probes = {node: subprocess.Popen([*probe, f"--nodelist={node}", "true"]) for node in nodes}
+    deadline = time.monotonic() + PROBE_WITHIN
+    for each in probes.values():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            each.wait(max(0.0, deadline - time.monotonic()))
+        each.kill()
+    return tuple(node for node, each in probes.items() if each.wait() == 0)
+
+
 def gpus_per_node(record: str, nodes: tuple[str, ...]) -> int:
     """GPUs on each node; 0 without. Raises LaunchError where nodes differ."""
     counts: dict[str, int] = {}
@@ -131,9 +149,20 @@ def stamp(name: str, record: str) -> int | None:
     return None
 
 
+def kill_wait() -> float:
+    """Seconds that the site gives a process between SIGTERM and SIGKILL."""
+    found = re.search(r"^KillWait\s*=\s*(\d+)", run_client("scontrol", "show", "config").stdout, re.MULTILINE)
+    return float(found[1]) if found else 30.0
+
+
 def submission_time(job: str) -> int:
     """When the job was queued the last time, in seconds since 1970; 0 where the controller does not say."""
-    asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+    for attempt in range(7):  # as for show_job: a start that cannot be told from others loses the run
+        if attempt:
+            time.sleep(10)
+        asked = run_client("env", "SLURM_TIME_FORMAT=%s", "squeue", "--noheader", "--jobs", job, "--format", "%V")
+        if asked.returncode == 0:
+            break
     return int(asked.stdout) if asked.stdout.strip().isdigit() else 0
 
 

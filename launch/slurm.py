@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -31,7 +32,18 @@ import aftermath
 import directory
 import snapshot
 from aftermath import BAD_INPUT, PREEMPTED, Start
-from allocation import Allocation, LaunchError, job_name, read_allocation, run_client, say, show, show_job, stamp
+from allocation import (
+    Allocation,
+    LaunchError,
+    job_name,
+    kill_wait,
+    read_allocation,
+    run_client,
+    say,
+    show,
+    show_job,
+    stamp,
+)
 
 PROGRAM = Path(__file__).resolve().parents[1]
 """the repository, or the copy of it that this job runs from"""
@@ -69,21 +81,27 @@ def main(config: str, overrides: list[str]) -> int:
         *words[2:],
         *identity(allocation, run, overrides),
     ]
-    start = aftermath.begin(allocation, run)
-    say(
-        f"job {job}, start {allocation.restarts + 1}, in {run}: world size {allocation.world_size},"
-        f" {allocation.processes} a node on {os.environ['SLURM_JOB_NODELIST']}, {allocation.cpus} CPUs a process"
-    )
-    stop.begin(allocation, run)
     disk = node_disk()
     if disk:
         os.environ["RANKZERO_NODE_DISK"] = disk
-    exit_status, messages = launch(start, arguments)
-    stop.withdraw()
-    status = aftermath.settle(start, exit_status, messages)
+    status: int | Allocation = allocation
+    while isinstance(status, Allocation):
+        left = status
+        start = aftermath.begin(left, run)
+        where = os.environ["SLURM_JOB_NODELIST"] if left.nodes == allocation.nodes else ",".join(left.nodes)
+        say(
+            f"job {job}, start {left.restarts + left.again + 1}, in {run}: world size {left.world_size},"
+            f" {left.processes} a node on {where}, {left.cpus} CPUs a process"
+        )
+        if not left.again:
+            stop.begin(left, run)
+        exit_status, messages = launch(start, arguments)
+        if stop.asked:
+            stop.withdraw()
+        status = aftermath.settle(start, exit_status, messages, here=not stop.asked)
     # A job that comes back will want its images again.
     if disk and (status != PREEMPTED or "JobState=CANCELLED" in run_client("scontrol", "show", "job", job).stdout):
-        leave_nodes(allocation, disk)
+        leave_nodes(left, disk)
     return status
 
 
@@ -181,7 +199,7 @@ def port(allocation: Allocation) -> int:
 
     Below 32768, where Linux begins to hand out ports for outgoing connections.
     """
-    number = int(os.environ["SLURM_JOB_ID"]) * 7 + allocation.restarts * 131
+    number = int(os.environ["SLURM_JOB_ID"]) * 7 + allocation.restarts * 131 + allocation.again * 1009
     for candidate in (15000 + (number + i) % 17000 for i in range(100)):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -197,6 +215,8 @@ def srun(allocation: Allocation, *, tasks: int, cpus: int) -> list[str]:
     """
     return [
         *("srun", "--export=ALL", "--mpi=none", *(["--overcommit"] if allocation.crowded else [])),
+        # What ended before may still hold a dead node, and with it, for Slurm, its part of the others.
+        *(["--overlap", f"--nodelist={','.join(allocation.nodes)}"] if allocation.again else []),
         f"--nodes={len(allocation.nodes)}",
         *(f"--ntasks={len(allocation.nodes) * tasks}", f"--ntasks-per-node={tasks}", f"--cpus-per-task={cpus}"),
     ]
@@ -300,9 +320,14 @@ def launch(start: Start, arguments: list[str]) -> tuple[int, list[str]]:
     ]
     messages: list[str] = []
     with subprocess.Popen(command, env=environment(allocation), stderr=subprocess.PIPE) as step:
+        abandon = threading.Timer(kill_wait() + 5, step.kill)
         for line in step.stderr or ():
             messages.append(line.decode("utf-8", "backslashreplace"))
             show(messages[-1])
+            # The other ranks have so long; what srun waits for after that, five minutes perhaps, is a node that died.
+            if "Terminating StepId" in messages[-1] and abandon.ident is None:
+                abandon.start()
+        abandon.cancel()
     return step.returncode, messages
 
 

@@ -22,7 +22,7 @@ trap "" USR1  # may come in the first second; launch/slurm.py handles it
 # it with its arguments behind.
 original=$(scontrol show job "${SLURM_JOB_ID:-none}" 2>/dev/null | sed -n '/^ *Command=/{s///;p;q;}' || true)
 while [ ! -f "$original" ] && [ "$original" != "${original% *}" ]; do original=${original% *}; done
-original=$(readlink -f "$original" || true)  # a link
+if [ -f "$original" ]; then original=$(readlink -f "$original"); else original=; fi
 for repository in "$(dirname "$0")/.." "${original%/*}/.." "${SLURM_SUBMIT_DIR:-.}" "${SLURM_SUBMIT_DIR:-.}/.."; do
     [ -f "$repository/launch/slurm.py" ] && break
 done

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import re
+import urllib.parse
 from dataclasses import field
 from typing import Any
 
@@ -43,3 +46,18 @@ def path(default: str | None, **marks: Any) -> Any:
         return 0 < len(name) < 4096 and b"\0" not in name and name[:1] != b"~" and max(map(len, parts)) < 256
 
     return field(default=default, metadata={"fits": fits, "allowed": "a path that can exist on this machine", **marks})
+
+
+def url(default: str | None, **marks: Any) -> Any:
+    """A setting that names a file on a server or on this machine, as http, https or file."""
+
+    def fits(value: str | None) -> bool:
+        with contextlib.suppress(ValueError):  # of half an address in brackets, or a port that is none
+            parts = urllib.parse.urlsplit("file:///" if value is None else value)
+            place = parts.path if parts.scheme == "file" else parts.hostname and f"{parts.hostname}:{parts.port}"
+            return parts.scheme in ("http", "https", "file") and bool(place) and not re.search(r"[^!-~]", value or "")
+        return False
+
+    return field(
+        default=default, metadata={"fits": fits, "allowed": "null, or http://..., https://... or file:///...", **marks}
+    )

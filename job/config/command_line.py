@@ -21,7 +21,7 @@ import jsonargparse
 import yaml
 
 from job.config.errors import UserError
-from job.config.plain import flat, to_dict
+from job.config.plain import OLD_AUGMENT, flat, renewed, to_dict
 from job.config.settings import REPOSITORY, Config
 from job.config.yaml_text import Refused, StrictLoader, load_yaml
 
@@ -69,7 +69,7 @@ def from_dict(settings: dict[str, Any], name: str) -> Config:
     """The Config that ``to_dict`` made ``settings`` of. Raises UserError, naming ``name``."""
     _check_keys(settings, name)
     try:
-        return _checked(_parser(), lambda: _parser().parse_object(settings))
+        return _checked(_parser(), lambda: _parser().parse_object(renewed(settings)))
     except UserError as error:
         raise UserError(name, str(error)) from None
 
@@ -142,10 +142,11 @@ def _parts(argv: Sequence[str]) -> list[dict[str, Any] | list[str]]:
         if following is None:
             raise UserError(f"--{name}", "needs a value")
         if name == "config":
-            parts.append(_read(Path(following)))
+            parts.append(renewed(_read(Path(following))))
             continue
         _check_value(name, following)
-        parts.append([f"--{name}={following}"])
+        old = name == "data.augment" and following in OLD_AUGMENT
+        parts.append(renewed({"data": {"augment": following}}) if old else [f"--{name}={following}"])
     return [*parts, last]
 
 

@@ -45,6 +45,18 @@ def _without(mark: dict[str, bool], config: Config) -> dict[str, Any]:
     return {key: value for key, value in flat(to_dict(config)).items() if key in keys}
 
 
+OLD_AUGMENT = {"none": [], "flip": ["flip"], "flip_crop": ["flip", "crop"]}
+"""what the one word meant that data.augment was before it was a list"""
+
+
+def renewed(settings: Any) -> Any:
+    """Nested ``settings`` that an earlier version wrote, or a person wrote for it, in today's words."""
+    data = settings.get("data") if isinstance(settings, dict) else None
+    if not isinstance(data, dict) or not isinstance(old := data.get("augment"), str) or old not in OLD_AUGMENT:
+        return settings
+    return settings | {"data": data | {"augment": OLD_AUGMENT[old]}}
+
+
 def flat(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dotted keys."""
     if not isinstance(settings, dict) or (not settings and not prefix):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path
+from job.config.bounds import MANY, MOST_THREADS, number, path, url
 from job.config.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[2]
@@ -22,6 +22,9 @@ MAY_CHANGE = {"may_change": True}
 """mark of a setting, or of a whole section, that a run may be continued with another value of"""
 NO_RECIPE = {"no_recipe": True}
 """mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
+
+
+Augmentation = Literal["flip", "crop", "resized_crop", "rotate", "color", "erasing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +62,21 @@ class Data:
     """how: random; stratified (of each class its share, one image at least); grouped (no group of labels is parted)"""
     image_size: int = number(32, 8, 1025)
     """height and width in pixels that images of the "folder" source are resized to"""
-    augment: Literal["none", "flip", "flip_crop"] = "none"
-    """training images: mirrored at random; and shifted by up to 4 pixels at 32, in proportion elsewhere"""
+    resize: Literal["squeeze", "crop", "pad"] = "squeeze"
+    """how images that are not square become so: squeeze (both sides to image_size), crop (the shorter side, and of the
+    longer the middle is kept), pad (the longer side, and black to both sides of the shorter)"""
+    augment: list[Augmentation] = field(default_factory=list)
+    """what is done at random to training images, in whatever order it is named: flip (mirrored), crop (shifted by up to
+    4 pixels at 32, in proportion elsewhere), resized_crop (a box of 8% to all of it, enlarged), rotate (by up to 15
+    degrees), color (contrast, brightness and saturation by up to 40%), erasing (a box of 2% to 40% becomes the mean)"""
     mean: tuple[float, float, float] = number((0.5, 0.5, 0.5), -math.inf)
     """per channel, subtracted from values in [0, 1]"""
     std: tuple[float, float, float] = number((0.5, 0.5, 0.5), above=0)
     """per channel, divides what is left"""
     download: bool = field(default=True, metadata=MAY_CHANGE | NO_RECIPE)
     """whether a missing data set or weights file may be fetched from the network"""
+    url: str | None = url(None, **MAY_CHANGE, **NO_RECIPE)
+    """a site's own copy of cifar10's archive, http, https or file, tried before those that are known"""
     cache: str | None = path(None, **MAY_CHANGE, **NO_RECIPE)
     """directory for decoded images; null: beside the source, or the user's cache directory if that is read-only"""
     skip_unreadable: bool = False
@@ -88,6 +98,11 @@ class Train:
     in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
+    mixup: float = number(0.0, 0, 100.0)
+    """alpha: each training image is mixed with another one, in shares from Beta(alpha, alpha); 0: not"""
+    cutmix: float = number(0.0, 0, 100.0)
+    """alpha: a box of another image lies on each training image, its area from Beta(alpha, alpha); 0: not; with mixup
+    too a coin decides for each image"""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: an image's loss counts images / (classes x images of its class), 1 on average over the training set"""
     ema: float | None = number(None, 0.5, 1.0)
@@ -163,8 +178,8 @@ class Checkpoint:
     """epochs between saves; null: none at epoch ends but the last"""
     every_steps: int | None = number(None, 1, 10**9)
     """optimizer steps between saves; null: only at epoch ends"""
-    every_seconds: float | None = number(None, above=0)
-    """seconds between saves; null: only by steps and epochs"""
+    every_seconds: float | None = number(600.0, above=0)
+    """seconds between saves, besides those by steps and epochs; null: none"""
     keep: int = number(2, 2, MANY)
     """newest checkpoints kept, at least 2 so that one damaged file loses no run"""
 

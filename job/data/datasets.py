@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from job.config.errors import UserError
 from job.config.settings import Data
 from job.data import cache, cifar10, folder, shapes10
 from job.data.cache import Contents, Log, Progress, Stored, silent
+from job.data.decoding import Deep
 from job.data.layout import hold_out
 from job.data.layout.folders import named
 from job.data.local.disk import DiskError, keep
@@ -54,6 +55,8 @@ class Dataset:
     """empty where the source has validation images and no test images"""
     fingerprint: str
     """hex SHA-256 over class names, images, labels and, where it is drawn, the test split"""
+    deep: Sequence[float] | None = None
+    """the two values of images of more than 8 bits that became 0 and 255, if there are any"""
     drawn: str = ""
     """in words, what of the splits is not the source's own"""
     notes: tuple[str, ...] = ()
@@ -94,20 +97,23 @@ def to_device(dataset: Dataset, device: torch.device) -> Dataset:
     return dataclasses.replace(dataset, train=train, validation=validation, test=test)
 
 
-def prepare(data: Data, progress: Progress = silent, log: Log = print, node_disk: Path | None = None) -> Path:
+def prepare(
+    data: Data, progress: Progress = silent, log: Log = print, node_disk: Path | None = None, deep: Deep = "ask"
+) -> Path:
     """Download if allowed and missing, verify, and decode into the cache: where the decoded data set lies.
 
     Only looks at the source, and verifies what was decoded, if that has been done. Any number of processes may call it
-    at once: one works, the others wait. Where ``data`` names no cache, ``node_disk`` is tried first. Raises
-    ``UserError`` for missing or damaged data and for a cache that cannot be written.
+    at once: one works, the others wait. Where ``data`` names no cache, ``node_disk`` is tried first. ``deep`` is the
+    range of images of more than 8 bits, where it is not to be the data set's own. Raises ``UserError`` for missing or
+    damaged data and for a cache that cannot be written.
     """
     if node_disk is not None and data.cache is None:
         try:
             keep(node_disk)
-            return prepare(dataclasses.replace(data, cache=str(node_disk)), progress, log)
+            return prepare(dataclasses.replace(data, cache=str(node_disk)), progress, log, deep=deep)
         except DiskError as error:
             log(f"{str(error).partition(': ')[0]}: the decoded images stay where the data set is")
-    stored = cache.obtain(*_source(data, progress, log), progress, log)
+    stored = cache.obtain(*_source(data, progress, log, deep), progress, log)
     for note in stored.notes:
         log(note)
     return stored.path
@@ -146,6 +152,7 @@ def mapped(path: Path, data: Data, seed: int) -> Dataset:
         validation=Split(arrays["train_images"], labels, validation),
         test=test,
         fingerprint=fingerprint,
+        deep=stored.deep,
         drawn=drawn if len(test) else f"{drawn}; the final evaluation is of the validation images",
     )
     return dataclasses.replace(dataset, notes=tuple(_notes(dataset, stored, arrays.get("groups"))))
@@ -186,7 +193,7 @@ def load(
     return mapped(prepare(data, progress, log, node_disk), data, seed)
 
 
-def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, Callable[[Path], Contents]]:
+def _source(data: Data, progress: Progress, log: Log, deep: Deep) -> tuple[list[Path], str, Callable[[Path], Contents]]:
     """Where the decoded data set that ``data`` asks for may lie, under which name, and how it is made."""
     root = Path(os.path.abspath(Path(data.root).expanduser()))
     match data.source:
@@ -194,7 +201,7 @@ def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, 
             directories = cache.directories(None, data.cache)
             return directories, f"shapes10-{shapes10.VERSION}", partial(shapes10.decode, progress=progress)
         case "cifar10":
-            build = partial(cifar10.decode, root, data.download, progress=progress, log=log)
+            build = partial(cifar10.decode, root, data.download, data.url, progress=progress, log=log)
             return cache.directories(root, data.cache), f"cifar10-{cifar10.PUBLISHED.sha256[:16]}", build
         case "folder":
             directories = cache.directories(root.parent, data.cache)
@@ -202,10 +209,12 @@ def _source(data: Data, progress: Progress, log: Log) -> tuple[list[Path], str, 
             before = content()
 
             def build_folder(into: Path) -> Contents:
-                contents = folder.decode(root, data.labels, data.image_size, data.skip_unreadable, into, progress)
+                contents = folder.decode(root, data, into, progress, deep)
                 if content() != before:
                     raise UserError(f"{root}: changed while it was read", "start again when it is complete")
                 return contents
 
-            options = f"{data.image_size}{'-skip' if data.skip_unreadable else ''}"
-            return directories, f"{root.name[:64]}-{before[:16]}-{options}", build_folder
+            options = [data.image_size, *["skip"] * data.skip_unreadable]
+            options += [data.resize] * (data.resize != "squeeze")
+            options += [hashlib.sha256(repr(deep).encode()).hexdigest()[:8]] * (deep != "ask")
+            return directories, "-".join(map(str, (root.name[:64], before[:16], *options))), build_folder

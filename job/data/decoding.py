@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
+import math
 import os
 import pickle
 import queue
@@ -18,9 +19,11 @@ import signal
 import subprocess
 import sys
 import warnings
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -35,8 +38,18 @@ _HUGE = 89_478_485  # pixels, Pillow's own limit; smaller images keep the bits t
 
 Encoded = bytes | Path
 """an image file's bytes, or where to read them"""
-Pixels = list[bytes | str]
-"""for each file its RGB as ``read`` gives it, or what was wrong with it"""
+Range = tuple[float, float]
+"""values of a set's deep images, of 16 bits or in floating point, that become 0 and 255"""
+Deep = Range | Literal["ask"] | None
+"""what ``read`` makes of a deep image"""
+Pixels = list[bytes | str | Range]
+"""for each file what ``read`` gives, or in words what was wrong with it"""
+RESIZE = {
+    "squeeze": "both sides to image_size",
+    "crop": "the shorter side to image_size, then the middle of the longer",
+    "pad": "the longer side to image_size, then black to both sides of the shorter",
+}
+"""what each ``data.resize`` does, in words"""
 Reader = Callable[[Sequence[Encoded]], Future[Pixels]]
 """reads many files as ``read`` does, later; paths must be absolute"""
 
@@ -46,12 +59,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read(encoded: Encoded, size: int) -> bytes:
-    """Pixels of an image in RGB, ``size * size * 3`` bytes in rows, both sides squeezed to ``size`` if they differ.
+def read(encoded: Encoded, size: int, resize: str = "squeeze", deep: Deep = None) -> bytes | Range:
+    """Pixels of an image in RGB, ``size * size * 3`` bytes in rows, made square as ``resize`` says (``RESIZE``).
 
-    See ``to_rgb`` for what becomes of other kinds of images. Resizing is bilinear over all pixels that a new one
-    covers. Raises ``ValueError`` with the reason for anything that is not a whole image, of one of
-    ``FORMATS``, with at most ``LARGEST`` bytes and ``Image.MAX_IMAGE_PIXELS`` pixels.
+    See ``to_rgb`` for what becomes of other kinds of images; with "ask" a deep one gives its own range in place of
+    pixels. Resizing is bilinear over all pixels that a new one covers. Raises ``ValueError`` with the reason for
+    anything that is not a whole image, of one of ``FORMATS``, with at most ``LARGEST`` bytes and
+    ``Image.MAX_IMAGE_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
@@ -64,20 +78,22 @@ def read(encoded: Encoded, size: int) -> bytes:
                     lock = alone.enter_context(open(__file__, "rb"))  # others take up to 4 GB: one at a time
                     with contextlib.suppress(OSError):
                         fcntl.flock(lock, fcntl.LOCK_EX)
-                image = to_rgb(opened)
-                if image.size != (size, size):
-                    image = image.resize((size, size), Image.Resampling.BILINEAR)
-                return image.tobytes()
+                if deep == "ask" and _is_deep(opened):
+                    return _range(opened)
+                image = to_rgb(opened, None if deep == "ask" else deep)
+                return _square(image, size, resize).tobytes()
     except Exception as error:  # Pillow raises nearly anything on a broken file
         raise ValueError(_reason(error)) from error
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, deep: Range | None = None) -> Image.Image:
     """An upright RGB image, 8 bits a channel, of whatever Pillow has opened.
 
     The orientation that a camera noted (EXIF) is applied, if it can be read. Grey and palette images become RGB;
-    transparent ones lie on white; CMYK is converted without a colour profile; of 16 bits the upper 8 are kept; of an
-    animation the first frame. Raises ``ValueError`` for floating-point images, whose range nobody knows.
+    transparent ones lie on white; CMYK is converted without a colour profile; of an animation the first frame counts.
+    Grey images of 16 bits or in floating point: the range ``deep`` becomes 0 to 255 in equal steps, what lies outside
+    is cut; without a range the upper 8 of 16 bits are kept. (Of 16 bits in colour Pillow always reads the upper 8.)
+    Raises ``ValueError`` for floating-point images of unknown range.
     """
     image.load()  # in a PNG the orientation may come after the pixels, whose faults are not to be passed over
     turn = None
@@ -87,14 +103,55 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.transpose(turn)
     if image.mode == "RGB":
         return image
-    if image.mode == "F":
-        raise ValueError("floating-point image")
-    if image.mode.startswith("I"):  # 16 bits, for some formats in a container of 32
-        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if _is_deep(image):
+        if image.mode == "F" and deep is None:
+            raise ValueError("floating-point image, and the range of values is not known")
+        low, high = deep or (0, 1 << 16)
+        scale = 256 / (high - low) if high > low else 0.0
+        image = _values(image).convert("F").point(lambda value: value * scale + -low * scale).convert("L")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))  # 16 bits, for some formats in a container of 32; floating point
+
+
+def _values(image: Image.Image) -> Image.Image:
+    return image if image.mode == "F" else image.convert("I")
+
+
+def _range(image: Image.Image) -> Range:
+    """The lowest and the highest value of a deep image."""
+    values = _values(image)
+    if image.mode == "F" and not math.isfinite(sum(array("f", values.tobytes()))):
+        raise ValueError("floating-point image with values that are not finite")
+    low, high = values.getextrema()
+    assert isinstance(low, (int, float)) and isinstance(high, (int, float))  # noqa: PT018 (for mypy: one channel)
+    return float(low), float(high)
+
+
+def _square(image: Image.Image, size: int, resize: str) -> Image.Image:
+    """``image`` with both sides of ``size``."""
+    width, height = image.size
+    if resize == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR, box)
+    inner = size, size
+    if resize == "pad":
+        longer = max(width, height)
+        inner = max(1, round(size * width / longer)), max(1, round(size * height / longer))
+    if image.size != inner:
+        image = image.resize(inner, Image.Resampling.BILINEAR)
+    if inner != (size, size):
+        padded = Image.new("RGB", (size, size))
+        padded.paste(image, ((size - inner[0]) // 2, (size - inner[1]) // 2))
+        return padded
+    return image
 
 
 _TURNS = {
@@ -110,15 +167,15 @@ _TURNS = {
 
 
 @contextlib.contextmanager
-def readers(size: int, processes: int) -> Iterator[Reader]:
-    """So many processes that read images at ``size``; they end with this context, or with this process."""
+def readers(size: int, processes: int, resize: str = "squeeze", deep: Deep = None) -> Iterator[Reader]:
+    """So many processes that ``read`` images; they end with this context, or with this process."""
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
 
     def ask(encoded: Sequence[Encoded]) -> Pixels:
         process = idle.get()
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018 (for mypy)
         try:
-            pickle.dump((encoded, size), process.stdin, pickle.HIGHEST_PROTOCOL)
+            pickle.dump((encoded, (size, resize, deep)), process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
             answer: Pixels = pickle.load(process.stdout)  # noqa: S301 (from our own process)
             return answer
@@ -148,11 +205,11 @@ def _serve() -> None:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
-            encoded, size = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
+            encoded, way = pickle.load(sys.stdin.buffer)  # noqa: S301 (from the process that started this one)
             pixels: Pixels = []
             for item in encoded:
                 try:
-                    pixels.append(read(item, size))
+                    pixels.append(read(item, *way))
                 except ValueError as error:
                     pixels.append(str(error))
             pickle.dump(pixels, sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)

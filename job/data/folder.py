@@ -8,16 +8,18 @@ from array import array
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from job.config.errors import UserError
+from job.config.settings import Data
 from job.data import archives, decoding
 from job.data.archives import shown
 from job.data.cache import Contents, ImageFile, Log, Progress
-from job.data.decoding import Encoded, Pixels
+from job.data.decoding import Deep, Encoded, Pixels, Range, Reader
 from job.data.layout.folders import EXPECTED, SPLITS, Folders, Place, entered, named
 from job.data.layout.labels import Labels, digest_outside
 from job.data.local import digests
@@ -26,21 +28,35 @@ _BLOCK = 256  # images a process takes at once: handing them over one by one cos
 _BLOCK_BYTES = 1 << 24
 
 
-def decode(
-    root: Path, labels: str | None, size: int, skip_unreadable: bool, into: Path, progress: Progress
-) -> Contents:
-    """Write the images of ``root`` into the directory ``into`` as ``[size, size]`` RGB, sorted by class and path.
+def decode(root: Path, data: Data, into: Path, progress: Progress, deep: Deep = "ask") -> Contents:
+    """Write the images of ``root`` into the directory ``into`` as ``data`` wants them, sorted by class and path.
 
     Validation images of a folder or table come after those to train on. See ``decoding.read`` for what becomes of other
-    kinds of images. Of two members of the same name the later counts, as when an archive is extracted. Raises
-    ``UserError`` for everything that is wrong with the folder or archive and with the table ``labels``, for files that
-    are no images unless ``skip_unreadable``, and for classes of which there is nothing to train on.
+    kinds of images. Of two members of the same name the later counts, as when an archive is extracted. Where there are
+    deep images and ``deep`` does not say their range, all is read twice: it is that of the images to train on. Raises
+    ``UserError`` for everything that is wrong with the folder or archive and with the table ``data.labels``, for files
+    that are no images unless ``data.skip_unreadable``, and for classes of which there is nothing to train on.
     """
-    root = root.absolute()
+    try:
+        return _decode(root.absolute(), data, into, progress, deep)
+    except _DeepError as found:
+        return _decode(root.absolute(), data, into, progress, found.deep)
+
+
+class _DeepError(Exception):
+    """There are deep images, whose range is ``deep``: None where there are none among those to train on."""
+
+    def __init__(self, deep: Range | None) -> None:
+        self.deep = deep
+
+
+def _decode(root: Path, data: Data, into: Path, progress: Progress, deep: Deep) -> Contents:
+    labels, size, skip_unreadable = data.labels, data.image_size, data.skip_unreadable
     layout = Labels(root, labels, skip_missing=skip_unreadable) if labels else Folders(root)
     with ImageFile(into, "train", size) as train, ImageFile(into, "test", size) as test:
         files = {"train": train, "validation": train, "test": test}
-        rows, pixels, unreadable = _read_all(root, size, layout, files, progress)
+        reading = decoding.readers(size, min(decoding.cores(), 32), data.resize, deep)
+        rows, pixels, unreadable = _read_all(root, reading, layout, files, progress)
         classes = layout.classes()
         counts = Counter(place.split for place in rows)
         notes = layout.notes(counts)
@@ -67,7 +83,11 @@ def decode(
         _, groups = np.unique([layout.group(place.path) for place in places], return_inverse=True)
         np.save(into / "groups.npy", groups.astype(np.int64))
     identical = _identical(np.concatenate(list(pixels.values())), [place.path for place in places])
-    return Contents(classes, tuple(notes), counts["validation"] or None, identical)
+    known = deep if isinstance(deep, tuple) else None
+    if known:
+        low, high = known
+        notes.append(f"{root}: grey images of more than 8 bits: values from {low:g} to {high:g} become 0 to 255")
+    return Contents(classes, tuple(notes), counts["validation"] or None, identical, known)
 
 
 def content_digest(root: Path, labels: str | None, directories: Sequence[Path], progress: Progress, log: Log) -> str:
@@ -85,7 +105,11 @@ def content_digest(root: Path, labels: str | None, directories: Sequence[Path], 
 
 
 def _read_all(
-    root: Path, size: int, layout: Folders | Labels, files: dict[str, ImageFile], progress: Progress
+    root: Path,
+    reading: AbstractContextManager[Reader],
+    layout: Folders | Labels,
+    files: dict[str, ImageFile],
+    progress: Progress,
 ) -> tuple[dict[Place, int], dict[str, NDArray[np.uint64]], list[str]]:
     """Read serially, decode in parallel, collect in order.
 
@@ -94,6 +118,7 @@ def _read_all(
     """
     rows: dict[Place, int] = {}
     digests = {part: array("Q") for part in ("train", "test")}
+    ranges: dict[str, list[Range]] = {split: [] for split in files}  # of deep images
     unreadable: dict[str, list[str]] = {split: [] for split in files}
     queue: deque[tuple[list[Place], Future[Pixels]]] = deque()
     places: list[Place] = []  # of the block that is being gathered
@@ -101,7 +126,7 @@ def _read_all(
     held = 0  # bytes in it
     processes = min(decoding.cores(), 32)
     total, unit = archives.extent(root, layout.inside)
-    with decoding.readers(size, processes) as read, progress(f"decoding {root.name}", total, unit) as advance:
+    with reading as read, progress(f"decoding {root.name}", total, unit) as advance:
 
         def collect(most: int) -> None:
             while len(queue) > most:
@@ -109,6 +134,9 @@ def _read_all(
                 for place, image in zip(begun, pixels.result(), strict=True):
                     if isinstance(image, str):
                         unreadable[place.split].append(f"{place.path} ({image})")
+                        continue
+                    if isinstance(image, tuple):
+                        ranges[place.split].append(image)
                         continue
                     rows[place] = files[place.split].count
                     files[place.split].append(image)
@@ -132,6 +160,9 @@ def _read_all(
                 places, block, held = [], [], 0
         queue.append((places, read(block)))
         collect(0)
+    if any(ranges.values()):
+        own = ranges["train"]
+        raise _DeepError((min(low for low, _ in own), max(high for _, high in own)) if own else None)
     found = {part: np.array(values, np.uint64) for part, values in digests.items()}
     return rows, found, [*layout.missing, *(one for split in SPLITS for one in unreadable[split])]
 

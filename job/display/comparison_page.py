@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from matplotlib.figure import Figure
 
 from job.config.errors import printable
 from job.display import figures, theme
@@ -42,21 +46,35 @@ def tables(comparison: Record) -> list[Table]:
     return [table for table in shown if table.rows]
 
 
-def html(comparison: Record, runs: Sequence[Finished]) -> str:
-    """The comparison as a page of its own."""
-    figure = None
+def html(comparison: Record, runs: Sequence[Finished], beside: Path) -> str:
+    """The comparison as a page of its own, which links the reports of runs as seen from the directory ``beside``."""
+    drawn = {}
     if len(runs) <= MOST_DRAWN:
+        names = [one.name for one in runs]
         with theme.style():
-            spoken = "Accuracy per class of each run; the table has it"
-            figure = theme.to_svg(figures.compared(comparison), "compared", spoken)
+            figured = {
+                "intervals": (figures.intervals(comparison), "Accuracy of each run with its 95% interval"),
+                "loss": (_overlaid(runs, names, "loss", "validation loss"), "Validation loss after each epoch"),
+                "curves": (_overlaid(runs, names, "accuracy", "accuracy"), "Validation accuracy after each epoch"),
+                "accuracy": (figures.compared(comparison), "Accuracy per class of each run; the table has it"),
+            }
+            drawn = {name: theme.to_svg(figure, name, spoken) for name, (figure, spoken) in figured.items() if figure}
+    reports = {one.name: one.run.path / "report.html" for one in runs}
     return theme.render(
         "comparison.html.jinja",
         runs=comparison["runs"],
         answers=comparison.get("answers", []),
         images=len(runs[0].labels),
         tables=tables(comparison),
-        figure=figure,
+        drawn=drawn,
+        links={name: os.path.relpath(path, beside) for name, path in reports.items() if path.exists()},
     )
+
+
+def _overlaid(runs: Sequence[Finished], names: Sequence[str], key: str, ylabel: str) -> Figure | None:
+    """None where no run was validated."""
+    measured = any(key in line for one in runs for line in one.run.lines("validation"))
+    return figures.overlaid([one.run for one in runs], names, key, ylabel) if measured else None
 
 
 def markdown(comparison: Record, runs: Sequence[Finished]) -> str:
@@ -91,7 +109,7 @@ def _runs(runs: list[Record]) -> Table:
             "run": run["name"],
             "model": run["model"],
             "seed": str(run["seed"]),
-            "accuracy": percent(run["accuracy"], 2),
+            "accuracy" if run["split"] == "test" else f"{run['split']} accuracy": percent(run["accuracy"], 2),
             "interval": f"{100 * run['interval'][0]:.1f}-{run['interval'][1]:.1%}",
             "published": percent(run["published"], 2),
             "above": _points(run["above_published"]),
@@ -101,8 +119,7 @@ def _runs(runs: list[Record]) -> Table:
         }
         for run in runs
     ]
-    note = "" if runs[0]["split"] == "test" else f"Accuracy is that of the {runs[0]['split']} images. "
-    return _table("runs", "Runs", rows, note + (_PUBLISHED if any(run["published"] for run in runs) else ""))
+    return _table("runs", "Runs", rows, _PUBLISHED if any(run["published"] for run in runs) else "")
 
 
 def _repetitions(groups: list[Record]) -> Table:

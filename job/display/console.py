@@ -103,8 +103,9 @@ class Console:
         widths = {name: width for name, width in _EPOCH.items() if (room := room - width) >= 0}
         if not self._epochs_shown:
             self._screen.print(Text("".join(f"{name:>{width}}" for name, width in widths.items()), "bright_black"))
-        row = "".join(f"{cells[name]:>{width}}" for name, width in widths.items())
-        self._screen.print(Text(row, "bold" if best else ""))
+        row = Text("".join(f"{cells[name]:>{width}}" for name, width in widths.items()))
+        row.highlight_words(["best"], "green")
+        self._screen.print(row)
         self._epochs_shown = True
         self._to_log(_dated(words))
 

@@ -145,22 +145,60 @@ def classes(result: Evaluation, published: float | None = None, most: int = MOST
     return figure
 
 
+LOOKS = tuple(zip(("accent", "second", "right", "muted", "wrong", "ink"), "osD^vP", strict=True))
+"""colour and marker of each run that stands beside others"""
+
+
 def compared(comparison: Record) -> Figure:
     """Accuracy per class of each run as points; ``comparison`` is ``comparison.json``, with six runs at most."""
     rows = [(row["name"], [number(share) for share in row["accuracy"]]) for row in comparison["classes"]]
     rows.sort(key=lambda row: float(np.nanmean(row[1])))
-    places = np.arange(len(rows))
-    figure = Figure(figsize=(5.2, 1.1 + 0.25 * len(rows)))
+    places, count = np.arange(len(rows)), len(comparison["runs"])
+    figure = Figure(figsize=(5.2, 1.1 + (0.17 + 0.08 * count) * len(rows)))
     axes = figure.subplots()
-    looks = zip(("accent", "second", "right", "muted", "wrong", "ink"), "osD^vP", strict=True)
-    for i, (run, (color, marker)) in enumerate(zip(comparison["runs"], looks, strict=False)):
+    for i, (run, (color, marker)) in enumerate(zip(comparison["runs"], LOOKS, strict=False)):
         values, label = [shares[i] for _, shares in rows], shortened(run["name"], 30)
-        axes.plot(values, places, ls="", marker=marker, color=LIGHT[color], label=label)
+        beside = places + 0.7 * ((i + 0.5) / count - 0.5)  # so that no point hides another
+        (drawn,) = axes.plot(values, beside, ls="", marker=marker, color=LIGHT[color], label=label)
+        hover(drawn, [f"{label}, {shortened(name)}: {percent(shares[i])}" for name, shares in rows])
     axes.set_yticks(places, [shortened(name, LONGEST) for name, _ in rows])
+    axes.set_yticks(places[:-1] + 0.5, minor=True)
+    axes.grid(visible=False, axis="y", which="major")
+    axes.grid(visible=True, axis="y", which="minor")
+    axes.tick_params(axis="y", which="minor", length=0)
     axes.set(ylim=(len(rows) - 0.5, -0.5), xlabel="accuracy")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(bbox_to_anchor=(0, 1), ncols=2)
     return figure
+
+
+def intervals(comparison: Record) -> Figure:
+    """Accuracy of each run with its 95% interval; ``comparison`` is ``comparison.json``, with six runs at most."""
+    runs = comparison["runs"]
+    figure = Figure(figsize=(5.2, 0.8 + 0.32 * len(runs)))
+    axes = figure.subplots()
+    for place, (run, (color, marker)) in enumerate(zip(runs, LOOKS, strict=False)):
+        error = [[abs(run["accuracy"] - end)] for end in run["interval"]]
+        axes.errorbar(run["accuracy"], place, xerr=error, color=LIGHT[color], marker=marker, capsize=4)
+        axes.text(1.02, place, percent(run["accuracy"], 2), va="center", transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(runs)), [shortened(run["name"], LONGEST) for run in runs])
+    axes.set(ylim=(len(runs) - 0.5, -0.5), xlabel="accuracy, 95% interval over test images")
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    return figure
+
+
+def overlaid(runs: Sequence[Run], names: Sequence[str], key: str, ylabel: str) -> Figure:
+    """The validation ``key`` of each epoch of six runs at most, on one another."""
+    curves = [_Curves(run, ylabel) for run in runs]
+    first = curves[0]
+    for one, name, (color, marker) in zip(curves, names, LOOKS, strict=False):
+        one.axes, lines = first.axes, one.run.lines("validation")
+        one.line(lines, key, color, shortened(name, 30), marker=marker)
+    if key == "accuracy":
+        first.axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    first.axes.legend(bbox_to_anchor=(-0.02, 1), ncols=2)
+    return first.figure
 
 
 def confusion(result: Evaluation, counts: list[list[int]]) -> Figure:

@@ -1,4 +1,4 @@
-"""A process's share of its host: threads, cores of its own, memory."""
+"""A process's share of its host: device, threads, cores of its own, memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import socket
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +21,20 @@ from job.distributed import launcher
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
+
+
+def on_cpu(device: str, asked: launcher.Asked, gpus: int) -> bool:
+    if device == "cpu" or (device == "auto" and asked.cpu):
+        return True
+    needed = launcher.local_world_size()
+    if gpus < needed and (device == "cuda" or asked.cpu is False or gpus):
+        raise UserError(
+            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found"
+            + (f" ({asked.by})" if asked.by else ""),
+            "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
+            "or --runtime.device cpu",
+        )
+    return gpus == 0
 
 
 def threads_for(settings: Runtime, *, alone: bool) -> int:

@@ -194,7 +194,7 @@ def start(
     import torch
 
     _prepare_arithmetic(threads, deterministic=deterministic, compiled=settings.compile == "default")
-    cpu = launcher.on_cpu(settings.device, asked, torch.cuda.device_count())
+    cpu = cores.on_cpu(settings.device, asked, torch.cuda.device_count())
     if cpu:
         cores.keep_freed_memory()
     for note in launcher.not_used(settings.precision):

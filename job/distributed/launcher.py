@@ -274,7 +274,11 @@ def not_used(precision: str) -> list[str]:
     lines = []
     if launch_rank() == 0 and wanted:
         lines = [f"not used: {', '.join(wanted)}; how a run trains is in its settings, such as runtime.precision"]
-    if world_size() == 1 and under_slurm() and (nodes := _whole("SLURM_JOB_NUM_NODES") or 1) > 1:
+    if (
+        world_size() == 1
+        and "RANKZERO_WORLD_SIZE" not in os.environ
+        and (nodes := _whole("SLURM_JOB_NUM_NODES") or 1) > 1
+    ):
         lines += [f"not used: {nodes - 1} of {nodes} allocated nodes; sbatch slurm/*.sh starts processes on each"]
     return lines
 
@@ -282,17 +286,3 @@ def not_used(precision: str) -> list[str]:
 def local_world_size() -> int:
     """Processes of this job on this host."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def on_cpu(device: str, asked: Asked, gpus: int) -> bool:
-    if device == "cpu" or (device == "auto" and asked.cpu):
-        return True
-    needed = local_world_size()
-    if gpus < needed and (device == "cuda" or asked.cpu is False or gpus):
-        raise UserError(
-            f"{needed} GPU{'s were' if needed > 1 else ' was'} asked for on {socket.gethostname()} and {gpus} found"
-            + (f" ({asked.by})" if asked.by else ""),
-            "check nvidia-smi and the driver, ask for fewer processes, or use the CPU with launch/cpu.yaml "
-            "or --runtime.device cpu",
-        )
-    return gpus == 0

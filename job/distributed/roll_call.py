@@ -39,7 +39,7 @@ class RollCall:
         self._connection, self._rank, self._nodes, self._patience = connection, rank, nodes, patience
         self._main = threading.get_ident()
         self._settled, self._closed = threading.Event(), threading.Event()
-        self._verdict = ""
+        self._verdict, self._silence = "", 0.0
         threading.Thread(target=self._answer, daemon=True).start()
 
     def missing(self) -> str:
@@ -48,8 +48,9 @@ class RollCall:
         For each rank that has lost contact. Takes some seconds, unless a process is gone.
         """
         self._say(lost=True)
-        if not self._settled.wait(4 * WINDOW):
-            self._verdict = _lost(self._nodes, {0: "answers nobody: it is stopped, or its node or network is down"})
+        settled = self._settled.wait(WINDOW)
+        if not settled and (self._silence > 2.5 * _beat(self._nodes) or not self._settled.wait(3 * WINDOW)):
+            self._verdict = _lost(self._nodes, {0: _silent(self._silence)})
         return self._verdict
 
     def failed(self, why: str) -> None:
@@ -71,23 +72,23 @@ class RollCall:
 
     def _answer(self) -> None:
         """In a thread: give signs of life, say where this rank is when asked, hear the verdict."""
-        silence, content, in_vain = 0.0, b"", False
+        content, in_vain = b"", False
         while not (self._closed.is_set() or self._settled.is_set()):
             began = time.monotonic()
             self._say()
             received = b""
             try:
                 received = self._connection.recv(LINE)
-                silence = 0.0
+                self._silence = 0.0
             except TimeoutError:  # while this process itself was stopped, nothing could be heard
-                silence += min(time.monotonic() - began, 2 * _beat(self._nodes))
-                if silence < self._patience + 2 * WINDOW:
+                self._silence += min(time.monotonic() - began, 2 * _beat(self._nodes))
+                if self._silence < self._patience + 2 * WINDOW:
                     continue
                 in_vain = True
             except OSError:
                 pass
             if not received:
-                how = _silent(silence) if in_vain else "ended: it was killed or crashed"
+                how = _silent(self._silence) if in_vain else "ended: it was killed or crashed"
                 self._verdict = _lost(self._nodes, {0: how})
                 self._settled.set()
             *lines, content = (content + received).split(b"\n")

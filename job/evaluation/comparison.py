@@ -36,6 +36,22 @@ class Finished:
     """[n] whether the predicted class is the true one"""
 
 
+def choose(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The runs to compare among ``paths`` and below them, and what is said of those that are left out.
+
+    Two that are finished are enough; where there are fewer, nothing is left out, and ``read`` says what is wrong.
+    """
+    found = [run for path in paths for run in (reader.runs_below(path) or [path])]
+    finished = [path for path in found if (path / "evaluation.json").exists()]
+    if len(finished) < 2:
+        return found, []
+    left_out = [path for path in found if path not in finished and path.exists()]
+    missing = [path for path in found if not path.exists()]  # a slip of the finger
+    return [*finished, *missing], [
+        f"{path} is {'not finished' if (path / 'config.yaml').exists() else 'no run directory'}" for path in left_out
+    ]
+
+
 def read(paths: Sequence[Path]) -> list[Finished]:
     """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same images."""
     runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from job.config.errors import UserError
+from job.config.plain import renewed
 from job.runs import files
 from job.runs.reader import checkpoints, step_of
 from job.runs.records import Position, require
@@ -243,10 +244,9 @@ def read(path: Path) -> State:
     if number != trainer.get("format"):
         raise ValueError("its manifest is damaged")
     if number != FORMAT:
-        raise UserError(
-            f"checkpoint {path} has format {number}, and this program reads {FORMAT}",
-            "continue with the program that wrote it, or give another --run.dir",
-        )
+        what = f"checkpoint {path} has format {number}, and this program reads {FORMAT}"
+        raise UserError(what, "continue with the program that wrote it, or give another --run.dir")
+    trainer["config"] = renewed(trainer.get("config"))
     require(trainer, Position, "trainer.json")
     if path.name != f"step-{trainer['step']:08d}":
         raise ValueError(f"it is of step {trainer['step']}, unlike its name")

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from job.config.errors import UserError
 from job.config.settings import Config
 from job.data.batches import normalisation
+from job.data.decoding import RESIZE
 from job.distributed.group import Group, start
 from job.models import weights
 from job.models.fast import form
 from job.runs import files
-from job.runs.restored import class_names, of_run, restore
+from job.runs.restored import of_run, restore, trained_on
 
 LARGEST_DIFFERENCE = 1e-4
 """between what the exported program gives and the network, relative to the largest: rounding, no more"""
@@ -31,9 +32,11 @@ OPSET, LARGEST_ONNX = 18, 2_000_000_000
 class Classifier(nn.Module):
     """Pixels, uint8 [b, 3, size, size] in RGB, to logits, float32 [b, classes]; normalises by itself."""
 
-    def __init__(self, network: nn.Module, settings: Config, classes: tuple[str, ...]) -> None:
+    def __init__(
+        self, network: nn.Module, settings: Config, classes: tuple[str, ...], deep: tuple[float, float] | None
+    ) -> None:
         super().__init__()
-        self.network = network.eval()
+        self.network, self.deep = network.eval(), deep
         self.settings, self.classes, self.size = settings, classes, settings.data.image_size
         constants = normalisation(settings.data, torch.device("cpu"))
         self.scale, self.shift = (nn.Buffer(constant, persistent=False) for constant in constants)
@@ -53,9 +56,9 @@ def restored(run: Path) -> tuple[Classifier, Group]:
     """The classifier of a run directory on this machine's device. Raises UserError when it has no weights yet."""
     settings, _ = of_run(str(run), [], "")
     group = start(settings.runtime, deterministic=False)
-    classes = class_names(run)
+    classes, _, deep = trained_on(run)
     network, _ = restore(run, settings, classes)
-    return Classifier(network, settings, classes).to(group.device), group
+    return Classifier(network, settings, classes, (deep[0], deep[1]) if deep else None).to(group.device), group
 
 
 def export(model: Classifier, into: Path, kept: Path, *, onnx: bool = False) -> list[str]:
@@ -68,14 +71,15 @@ def export(model: Classifier, into: Path, kept: Path, *, onnx: bool = False) -> 
     """
     if onnx:
         _require_onnx(model)
-    model = Classifier(model.network.cpu().float(), model.settings, model.classes)
+    model = Classifier(model.network.cpu().float(), model.settings, model.classes, model.deep)
     data, name = model.settings.data, "model.onnx" if onnx else "model.pt2"
     about = {
         "model": model.settings.model.name,
         "classes": model.classes,
         "image_size": model.size,
         "colour": "RGB, uint8, transparent pictures on white, turned upright",
-        "resize": "both sides to image_size, bilinear, antialiased",
+        "resize": f"{RESIZE[data.resize]}; bilinear, antialiased",
+        "more_than_8_bits": model.deep and f"(value - {model.deep[0]}) * 256 / {model.deep[1] - model.deep[0]}, cut",
         "program": f"{name} takes pixels as uint8 [n, 3, image_size, image_size] and normalises them itself; it gives "
         + ("probabilities" if onnx else "logits"),
         "normalisation": {"value": "(pixel / 255 - mean) / std", "mean": data.mean, "std": data.std},

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from job.config.errors import UserError, first_line
+from job.config.plain import renewed
 from job.config.settings import Config
 from job.config.yaml_text import load_yaml
 from job.runs.environment import in_all, spending
@@ -217,7 +218,7 @@ def configuration(run: Path) -> Record:
     """The content of ``config.yaml``. Raises UserError when it cannot be read."""
     path = run / "config.yaml"
     with _reading(path):
-        content = load_yaml(path.read_text("utf-8"), str(path))
+        content: Record = renewed(load_yaml(path.read_text("utf-8"), str(path)))
         require(content, Config)
     return content
 

@@ -109,6 +109,7 @@ class Origin(TypedDict):
     """that were trained"""
     data: NotRequired[str]
     """the data set's fingerprint"""
+    deep: NotRequired[Annotated[list[float], 2, 2] | None]  # of images of more than 8 bits, what became 0 and 255
     notes: NotRequired[list[str]]
     """what of the splits makes the numbers mean less than they seem to"""
     root: NotRequired[str]
@@ -239,6 +240,7 @@ class Position(TypedDict):
     classes: list[str]
     data: str
     """the data set's fingerprint"""
+    deep: NotRequired[Annotated[list[float], 2, 2] | None]
     world_size: int
     config: Config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,14 +59,9 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
     return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
 
 
-def class_names(run: Path) -> tuple[str, ...]:
-    """The classes of a finished or running run. Raises UserError when it has no weights yet."""
-    return trained_on(run)[0]
-
-
 def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str) -> None:
     """Raise UserError unless ``split`` of these data is the run's own."""
-    names, known = trained_on(run)
+    names, known, _ = trained_on(run)
     own = command_line.from_dict(configuration(run), str(run / "config.yaml"))
     same = known in (None, fingerprint)
     differences = [f"only the run has class {name}" for name in names if name not in classes][:1]
@@ -85,12 +81,13 @@ def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ..
         )
 
 
-def trained_on(run: Path) -> tuple[tuple[str, ...], str | None]:
-    """The classes of a run and its data's fingerprint."""
+def trained_on(run: Path) -> tuple[tuple[str, ...], str | None, Sequence[float] | None]:
+    """The classes of a finished or running run, its data's fingerprint, and the values of images of more than 8 bits
+    that were 0 and 255 to it, if there were any. Raises UserError when it has no weights yet."""
     if result := evaluation(run):
-        return tuple(row["name"] for row in result["classes"]), result.get("data")
+        return tuple(row["name"] for row in result["classes"]), result.get("data"), result.get("deep")
     saved = _newest(run).trainer
-    return tuple(saved["classes"]), saved["data"]
+    return tuple(saved["classes"]), saved["data"], saved.get("deep")
 
 
 def _newest(run: Path) -> State:

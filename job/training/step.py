@@ -13,7 +13,8 @@ from torch.amp import GradScaler
 from torch.nn import functional as F
 
 from job.config.settings import Config
-from job.data.batches import Batches, Part, address
+from job.data.augment import address
+from job.data.batches import Batches, Part
 from job.distributed.group import Group
 from job.models import frozen
 from job.training import optimizers
@@ -103,8 +104,14 @@ class Step:
         if self._class_weights is None:
             loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
         else:
+            if labels.dim() == 1:
+                counts = self._class_weights[labels]
+            else:  # of mixed images: the sum of what both would give
+                weighted = labels * self._class_weights
+                counts = weighted.sum(1)
+                labels = weighted / counts[:, None]
             losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-            loss = part.weight * (self._class_weights[labels] @ losses)
+            loss = part.weight * (counts @ losses)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss

@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,8 @@ class Trainer:
         choices = choose(settings, self.model, dataset, group)
         self.how = f"{', '.join(chosen)}, {choices}"
         at_hand = to_device(dataset, group.device) if choices.images_on_device else dataset
-        share = {"rank": group.rank, "world_size": group.world_size}
+        share: dict[str, Any] = {"rank": group.rank, "world_size": group.world_size}
+        share |= {"train": settings.train, "classes": len(dataset.classes)}
         self.batches = {
             name: Batches(getattr(at_hand, name), settings.data, group.device, **share)
             for name in ("train", "validation", "test")
@@ -263,6 +264,7 @@ class Trainer:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "classes": list(self.dataset.classes),
             "data": self.dataset.fingerprint,
+            "deep": self.dataset.deep and list(self.dataset.deep),
             "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }

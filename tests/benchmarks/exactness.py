@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from job.config import command_line
 from job.data import batches, datasets
-from job.data.batches import address
+from job.data.augment import address
 from job.models import registry
 
 

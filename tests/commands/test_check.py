@@ -12,6 +12,7 @@ from job import check
 from job.check import Check, Shape
 from job.config.errors import UserError
 from job.config.settings import Checkpoint, Config, Data, Model, Optimizer, Run, Train
+from job.distributed import request
 from job.models import footprint, registry
 from job.runs import checkpoint
 from job.training import optimizers
@@ -50,10 +51,16 @@ def test_every_problem_is_listed_and_the_status_is_2(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_written_is_a_problem(cache: Path, tmp_path: Path) -> None:
     found = by_name(
         check.preflight(
-            settings(tmp_path, cache, run=Run(dir="/proc/nowhere")), Shape(nodes=1, processes=1, gpus=0), "simple_cnn"
+            settings(tmp_path, cache, run=Run(dir="/proc/nowhere")),
+            Shape(nodes=1, processes=1, gpus=0),
+            "simple_cnn",
+            {"mem": "450M"},
         )
     )
     assert "problem" in (found["run directory"].verdict, found["time to save"].verdict)
+    # As it is, libraries included: Slurm was seen to end such a job at 450 MB, where 5 MB had been foretold.
+    assert found["memory"].verdict == "problem"
+    assert "a node, and --mem=450M" in found["memory"].detail
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -91,5 +98,18 @@ def test_a_job_that_could_not_keep_two_checkpoints_does_not_start(
 
 
 def test_the_warning_that_a_script_asks_for_is_read_from_it() -> None:
-    assert check.signal_lead(ROOT / "slurm" / "vgg16.sh") == 180
-    assert check.signal_lead(ROOT / "slurm" / "none.sh") is None
+    assert request.signal_lead(request.asked(ROOT / "slurm" / "vgg16.sh", {})) == 180
+    assert request.signal_lead(request.asked(ROOT / "slurm" / "none.sh", {})) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("5", 5), ("5:30", 5.5), ("1:00:00", 60), ("2-12", 3600), ("2-12:30:00", 3630), ("infinite", float("inf"))],
+)
+def test_times_are_read_as_slurm_reads_them(text: str, minutes: float) -> None:
+    assert request.minutes(text) == minutes
+
+
+@pytest.mark.parametrize(("text", "megabytes"), [("450", 450), ("450M", 450), ("32G", 32768), ("1T", 1 << 20)])
+def test_memory_is_read_as_slurm_reads_it(text: str, megabytes: float) -> None:
+    assert request.megabytes(text) == megabytes

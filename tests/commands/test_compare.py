@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from support.browser import Browser
 from support.jobs import run_job
 
 from job import compare
+from job.config.errors import UserError
 from job.data.cifar10 import CLASSES as CIFAR10
-from job.display import comparison_page
+from job.display import comparison_page, run_page
 from job.evaluation import comparison
 from job.evaluation.comparison import mcnemar
 
@@ -112,6 +114,38 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(
     assert not (tmp_path / "comparison.json").exists()
 
 
+def test_all_of_a_folder_are_compared_but_for_what_is_unfinished_or_no_run_and_that_is_said(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    for seed in (1, 2):
+        run_page.write(run_directories.write(folder / f"seed {seed}", seed=seed))
+    run_directories.write(folder / "begun", finished=False)
+    (folder / "index.html").write_text("")
+    assert compare.main([*map(str, sorted(folder.iterdir())), "--out", str(folder / "out")]) == 0
+    said = capsys.readouterr().out
+    assert f"left out: {folder / 'begun'} is not finished" in said
+    assert f"left out: {folder / 'index.html'} is no run directory" in said
+    page = (folder / "out" / "comparison.html").read_text()
+    assert 'href="../seed%201/report.html"' in page
+    assert page.count("<svg") == 4
+    assert compare.main([str(folder), "--out", str(folder / "out")]) == 0
+    with pytest.raises(UserError, match="no run directory"):
+        compare.main([*map(str, sorted(folder.glob("seed*"))), str(folder / "sed 3")])
+
+
+def test_runs_that_are_right_equally_often_are_told_as_equal_and_no_point_hides_another(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    twins = [run_directories.write(tmp_path / name) for name in ("one", "two")]
+    compare.main([*map(str, twins), "--out", str(tmp_path)])
+    page = (tmp_path / "comparison.html").read_text()
+    assert "one and two are equally right most often" in " ".join(page.split())
+    drawing = page[page.index('aria-label="Accuracy per class') :]
+    points = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*><title>(?:one|two), ', drawing)
+    assert len(points) == len(set(points)) == 6
+
+
 def test_the_command_shows_tables_and_writes_page_and_json(runs: dict[str, Path], tmp_path: Path) -> None:
     done = run_job("compare.py", *runs.values(), "--out", tmp_path / "new", "--markdown", tmp_path / "results.md")
     assert done.returncode == 0, done.stderr
@@ -171,7 +205,7 @@ def test_in_a_browser_the_page_complains_of_nothing_fetches_nothing_and_fits(
 ) -> None:
     read = comparison.read(list(runs.values()))
     file = tmp_path / "comparison.html"
-    file.write_text(comparison_page.html(comparison.compare(read), read))
+    file.write_text(comparison_page.html(comparison.compare(read), read, tmp_path))
     window.open(file, width=width)
     assert window.complaints() == []
     assert window.requests() == [file.as_uri()]

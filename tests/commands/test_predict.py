@@ -227,3 +227,37 @@ def test_on_the_real_pictures_the_export_gives_the_classes_of_evaluate(tmp_path:
     matrix = torch.bincount(test.labels * 10 + logits.argmax(1), minlength=100).view(10, 10)
     assert result["confusion_matrix"] == matrix.tolist()
     assert int(matrix.sum()) == 10_000
+
+
+def test_images_of_more_than_8_bits_that_are_not_square_are_predicted_as_they_were_trained_on(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1)
+    for split, count in (("train", 40), ("test", 12)):
+        for name, level in (("dark", 400), ("light", 2900)):
+            folder = tmp_path / "scans" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                values = (noise.integers(0, 900, (40, 56)) + level).astype(np.uint16)  # of 16 bits, 12 are used
+                values[:, :8], values[:, -8:] = 0, 4095  # what a crop does not see
+                Image.fromarray(values).save(folder / f"{number}.png")
+    run, data = tmp_path / "run", ["--data.source=folder", f"--data.root={tmp_path / 'scans'}", "--data.resize=crop"]
+    done = run_job("train.py", *data, "--train.epochs=2", "--train.batch_size=8", f"--run.dir={run}")
+    assert done.returncode == 0, done.stderr
+    assert "values from 0 to 4095 become 0 to 255" in " ".join(done.stdout.split())
+    expected = load_file(run / "predictions.safetensors")
+    found = predicted(run, tmp_path / "scans" / "test")
+    names = ["dark", "light"]
+    assert [line["class"] for line in found] == [names[i] for i in expected["predicted"]]
+    np.testing.assert_allclose([line["probability"] for line in found], expected["confidence"], rtol=1e-4)
+    # Others, whose own range is smaller, are seen in the run's.
+    for name in ("train/dark", "test/dark", "train/light", "test/light"):
+        folder = tmp_path / "others" / name
+        folder.mkdir(parents=True)
+        Image.fromarray(np.full((40, 56), 2000 if "light" in name else 900, np.uint16)).save(folder / "0.png")
+    done = run_job("evaluate.py", "--run", run, "--data.root", tmp_path / "others")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "evaluation-test.json").read_text())
+    lines = predicted(run, tmp_path / "others" / "test")
+    right = sum(line["class"] == Path(line["picture"]).parent.name for line in lines)
+    assert result["accuracy"] * 2 == right
+    probabilities = [line["probabilities"][Path(line["picture"]).parent.name] for line in lines]
+    assert result["loss"] == pytest.approx(-np.log(probabilities).mean(), rel=1e-3)

@@ -38,7 +38,7 @@ def runs(small: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[int
             "train.py",
             *small,
             *(f"--train.epochs={EPOCHS}", f"--train.batch_size={BATCH}", "--run.log_every=3", "--runtime.threads=1"),
-            *("--data.augment=flip_crop", f"--run.dir={found[processes]}"),
+            *("--data.augment=[flip,crop]", f"--run.dir={found[processes]}"),
             processes=processes,
             fresh=processes == 2,
             report=processes == 1,
@@ -126,7 +126,7 @@ def test_a_finished_run_shows_its_result_again_and_changes_nothing(runs: dict[in
         "train.py",
         *small,
         *(f"--train.epochs={EPOCHS}", f"--train.batch_size={BATCH}", "--run.log_every=3"),
-        *("--data.augment=flip_crop", f"--run.dir={runs[1]}"),
+        *("--data.augment=[flip,crop]", f"--run.dir={runs[1]}"),
     )
     assert again.returncode == 0, again.stderr
     assert f"{read(runs[1] / 'evaluation.json')['accuracy']:.2%} of 103 images" in again.stdout
@@ -268,7 +268,12 @@ def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small
         finished = run_job(
             "train.py",
             *(*small, "--train.batch_size=42", "--train.gradient_shards=6", "--run.log_every=5"),
-            *("--data.augment=flip_crop", f"--train.epochs={epochs}", f"--run.dir={run}"),
+            *("--train.mixup=0.2", "--train.cutmix=1", "--train.label_smoothing=0.1"),
+            *(
+                "--data.augment=[flip,crop,resized_crop,rotate,color,erasing]",
+                f"--train.epochs={epochs}",
+                f"--run.dir={run}",
+            ),
             processes=processes,
         )
         assert finished.returncode == 0, finished.stderr

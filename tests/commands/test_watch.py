@@ -98,10 +98,12 @@ def test_a_real_run_is_followed_through_preemption_to_its_end(small: list[str], 
     watcher = subprocess.Popen(
         command("watch.py", run), env=environment(PYTHONUNBUFFERED="1"), stdout=subprocess.PIPE, text=True
     )
+    assert watcher.stdout is not None
+    said = watcher.stdout.readline()  # before the run goes on
     assert run_job("train.py", *options).returncode == 0
     output, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
-    lines = output.splitlines()
+    lines = (said + output).splitlines()
     assert lines[0].startswith("run: preempted")
     assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     assert any(line.startswith("run: finished") for line in lines)

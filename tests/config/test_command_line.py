@@ -45,6 +45,19 @@ def test_a_setting_on_the_command_line_wins_over_the_file_and_the_file_over_the_
     assert settings.optimizer.learning_rate == 0.001
 
 
+@pytest.mark.parametrize(("word", "means"), [("none", []), ("flip", ["flip"]), ("flip_crop", ["flip", "crop"])])
+def test_the_one_word_that_augment_once_was_is_read_as_the_list_that_it_meant(
+    word: str, means: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text(f"data: {{augment: {word}}}\n")
+    old = to_dict(parse())
+    old["data"]["augment"] = word
+    for settings in (parse("--config", str(file)), parse("--data.augment", word), command_line.from_dict(old, "old")):
+        assert settings.data.augment == means
+        assert yaml.safe_load(to_yaml(settings))["data"]["augment"] == means
+
+
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3"])
 def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) -> None:
     assert parse("--optimizer.learning_rate", text).optimizer.learning_rate == 0.001
@@ -76,6 +89,10 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--checkpoint.keep=1"], "checkpoint.keep=1: must be from 2 to 1000000"),
         (["--schedule.warmup_epochs=10"], "schedule.warmup_epochs=10: must be less than train.epochs=10"),
         (["--model.weights=imagenet"], "model.weights=imagenet: there are none for simple_cnn"),
+        (["--data.augment=[flip,zoom]"], "a list, each one of flip, crop, resized_crop, rotate, color, erasing"),
+        (["--data.augment=crop"], "must be a list, each one of flip"),
+        (["--train.mixup=-1"], "train.mixup=-1.0: must be from 0 up to"),
+        (["--train.cutmix=nan"], "train.cutmix=nan: must be a number"),
         (["--run.trackers=[excel]"], "must be a list, each one of tensorboard, wandb, mlflow"),
         (["--train.batch_size"], "--train.batch_size: needs a value"),
         (["--train={epochs: 3}"], "--train is a section"),

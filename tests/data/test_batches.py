@@ -20,14 +20,20 @@ def split(count: int = COUNT) -> Split:
     return Split(base, labels, torch.arange(count))
 
 
-def batches(rank: int = 0, world_size: int = 1, augment: str = "none", count: int = COUNT) -> Batches:
-    settings = Data(augment=augment)  # type: ignore[arg-type]
+def batches(rank: int = 0, world_size: int = 1, augment: tuple[str, ...] = (), count: int = COUNT) -> Batches:
+    settings = Data(augment=list(augment))  # type: ignore[arg-type]
     device = torch.device("cpu")
     return Batches(split(count), settings, device, rank=rank, world_size=world_size)
 
 
 def epoch(
-    world_size: int, *, start: int = 0, batch_size: int = 24, parts: int = 1, augment: str = "none", seed: int = 1
+    world_size: int,
+    *,
+    start: int = 0,
+    batch_size: int = 24,
+    parts: int = 1,
+    augment: tuple[str, ...] = (),
+    seed: int = 1,
 ):
     """Per global batch: (labels, images, weights of the images) over all ranks, in rank order."""
     ranks = [batches(rank, world_size, augment) for rank in range(world_size)]
@@ -43,8 +49,8 @@ def epoch(
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_global_batches_are_the_same_on_any_number_of_processes_and_parts(world_size: int, parts: int) -> None:
-    one = list(epoch(1, augment="flip_crop"))
-    many = list(epoch(world_size, parts=parts, augment="flip_crop"))
+    one = list(epoch(1, augment=("flip", "crop")))
+    many = list(epoch(world_size, parts=parts, augment=("flip", "crop")))
     assert len(one) == len(many) == 5
     for (labels, images, _), (other_labels, other_images, weights) in zip(one, many, strict=True):
         assert torch.equal(labels, other_labels)
@@ -68,8 +74,8 @@ def test_every_image_is_trained_on_once_an_epoch(count: int, world_size: int) ->
 
 
 def test_an_epoch_goes_on_where_it_stopped_on_another_number_of_processes() -> None:
-    whole = list(epoch(2, augment="flip"))
-    rest = list(epoch(3, start=48, augment="flip"))
+    whole = list(epoch(2, augment=("flip",)))
+    rest = list(epoch(3, start=48, augment=("flip",)))
     assert len(rest) == 3
     for (labels, images, _), (other_labels, other_images, _) in zip(whole[2:], rest, strict=True):
         assert torch.equal(labels, other_labels)
@@ -93,7 +99,9 @@ def test_images_are_normalised_as_by_the_reference() -> None:
 
 def test_flip_mirrors_about_half_of_the_images_and_others_stay() -> None:
     plain = {int(n): i for labels, images, _ in epoch(1) for n, i in zip(labels, images, strict=True)}
-    flipped = {int(n): i for labels, images, _ in epoch(1, augment="flip") for n, i in zip(labels, images, strict=True)}
+    flipped = {
+        int(n): i for labels, images, _ in epoch(1, augment=("flip",)) for n, i in zip(labels, images, strict=True)
+    }
     mirrored = [n for n in plain if torch.equal(flipped[n], plain[n].flip(2))]
     same = [n for n in plain if torch.equal(flipped[n], plain[n])]
     assert len(mirrored) + len(same) == COUNT
@@ -103,7 +111,7 @@ def test_flip_mirrors_about_half_of_the_images_and_others_stay() -> None:
 def test_a_crop_shifts_by_at_most_an_eighth_and_fills_by_reflection() -> None:
     plain = {int(n): i for labels, images, _ in epoch(1) for n, i in zip(labels, images, strict=True)}
     found = set()
-    for labels, images, _ in epoch(1, augment="flip_crop"):
+    for labels, images, _ in epoch(1, augment=("flip", "crop")):
         for number, image in zip(labels, images, strict=True):
             original = plain[int(number)]
             padded = torch.nn.functional.pad(original[None], (2, 2, 2, 2), mode="reflect")[0]

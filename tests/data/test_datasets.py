@@ -243,7 +243,7 @@ def test_what_a_stranger_left_where_everybody_may_write_is_not_trusted(
     labels = np.load(entry / "train_labels.npy")[::-1].copy()
     np.save(entry / "train_labels.npy", labels)
     about["sha256"]["train_labels"] = cache.hashlib.sha256(labels.data).hexdigest()
-    about["fingerprint"] = cache._fingerprint(about["classes"], about["sha256"])
+    about["fingerprint"] = cache._fingerprint(about["classes"], about["sha256"], None)
     (entry / "about.json").write_text(json.dumps(about))
     assert load(archive).train.labels.tolist() != right, "a good forgery"
     archive.parent.chmod(0o1777)
@@ -254,6 +254,12 @@ def test_what_a_stranger_left_where_everybody_may_write_is_not_trusted(
     assert len(stored(home)) == 1
     with pytest.raises(UserError, match=r"where everybody may write.*data\.cache"):
         load(archive, cache=str(place))
+    (tmp_path / "own").touch(0o600)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / f"{entry.name}.lock").symlink_to(tmp_path / "own")
+    with pytest.raises(UserError, match="symbolic links"):
+        load(archive, cache=str(tmp_path / "shared"))
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
 
 
 def truncate(path: Path) -> None:

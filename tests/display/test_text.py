@@ -46,7 +46,7 @@ def test_a_class_without_images_is_last_and_never_called_hard() -> None:
 
 
 def test_a_page_escapes_what_it_is_given_and_lacks_nothing_silently() -> None:
-    names = {"runs": [{"name": "<b>\"'&", "accuracy": 0.5, "split": "test"}], "images": 2, "figure": None}
+    names = {"runs": [{"name": "<b>\"'&", "accuracy": 0.5, "split": "test"}], "images": 2, "drawn": {}, "links": {}}
     page = theme.render("comparison.html.jinja", **names, tables=[])
     assert "&lt;b&gt;&#34;&#39;&amp;" in page
     assert "<b>" not in page

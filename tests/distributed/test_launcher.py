@@ -119,3 +119,10 @@ def test_processes_for_gpus_that_somebody_told_accelerate_of_are_no_processes_on
     assert len(errors) == 1, done.stderr
     assert "2 GPUs were asked for on" in errors[0]
     assert f"0 found ({file})" in errors[0]
+
+
+def test_one_process_on_several_allocated_nodes_is_told_of_the_idle_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    assert launcher.not_used("fp32") == ["not used: 1 of 2 allocated nodes; sbatch slurm/*.sh starts processes on each"]
+    monkeypatch.setenv("RANKZERO_WORLD_SIZE", "1")  # as on the one that is left of two
+    assert launcher.not_used("fp32") == []

@@ -1,7 +1,7 @@
 """Kill runs with SIGKILL at random instants, again and again, and compare each with one that was not disturbed.
 
   python tests/faults/soak.py --kills 200 --each
-  python tests/faults/soak.py --kills 50 [--pictures ARCHIVE] [--processes 2] [--network narrow] [--augment flip_crop]
+  python tests/faults/soak.py --kills 50 [--pictures ARCHIVE] [--processes 2] [--network narrow] [--augment [flip,crop]]
 
 --each: equally many of each of the CONFIGURATIONS, on a few pictures, in half an hour. Without --pictures the embedded
 data set is used. A run is killed until it happens to finish; then weights, predictions,
@@ -25,12 +25,12 @@ from support.forked import fork_server
 
 CONFIGURATIONS = {
     "1, Adam": "",
-    "1, dropout and augmentation": "--model.name vgg16 --data.augment flip_crop",
+    "1, dropout and augmentation": "--model.name vgg16 --data.augment [flip,crop,color,erasing] --train.mixup 0.2",
     "1, batch normalisation, SGD, one-cycle, clipping": "--model.name vgg16_bn --optimizer.name sgd "
     "--schedule.name onecycle --train.clip_norm 1",
     "1, bf16, AdamW, cosine with warm-up": "--runtime.precision bf16 --optimizer.name adamw --schedule.name cosine "
     "--schedule.warmup_epochs 0.5",
-    "2, dropout and augmentation": "--model.name vgg16 --data.augment flip_crop",
+    "2, dropout and augmentation": "--model.name vgg16 --data.augment [flip,resized_crop,rotate] --train.cutmix 1",
     "2, accumulation": "--train.gradient_accumulation 2 --train.label_smoothing 0.1",
     "2, gradient shards": "--model.name vgg16 --train.gradient_shards 4",
     "2, gradients in bf16": "--runtime.gradients bf16",
@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--network", choices=["simple_cnn", "narrow"], default="simple_cnn")
-    parser.add_argument("--augment", choices=["none", "flip", "flip_crop"], default="none")
+    parser.add_argument("--augment", default="[]")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     arguments = ["--data.source", "folder", "--data.root", given.pictures] if given.pictures else []

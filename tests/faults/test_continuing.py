@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+import yaml
 from jobs import Launched, launcher, metrics, result, sha256
 from PIL import Image
 
@@ -37,6 +38,27 @@ def test_another_configuration_is_refused_and_the_difference_shown(start, tmp_pa
         assert arguments[1] in lines[0]
         assert "Traceback" not in job.output
     assert content(tmp_path / "run") == before
+
+
+def test_a_run_from_before_augment_was_a_list_goes_on_with_the_same_bits(start, undisturbed, same, tmp_path) -> None:
+    arguments = ("--data.augment", "[flip,crop]")
+    assert start(*arguments, faults=STOP).wait() == [75]
+    run = tmp_path / "run"
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["data"]["augment"] = "flip_crop"
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    for checkpoint in (run / "checkpoints").iterdir():
+        trainer, manifest = checkpoint / "trainer.json", checkpoint / "manifest.json"
+        content = json.loads(trainer.read_text())
+        content["config"]["data"]["augment"] = "flip_crop"
+        trainer.write_text(json.dumps(content))
+        listed = json.loads(manifest.read_text())
+        listed["files"]["trainer.json"] = {"bytes": trainer.stat().st_size, "sha256": sha256(trainer)}
+        manifest.write_text(json.dumps(listed))
+    job = start("--data.augment", "flip_crop")
+    assert job.wait() == [0], job.output
+    assert "from step" in job.output
+    same(run, undisturbed(*arguments))
 
 
 def test_what_may_change_may_change(start, undisturbed, same, tmp_path) -> None:

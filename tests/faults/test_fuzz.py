@@ -46,7 +46,7 @@ pytestmark = [  # what a process holds until it ends, such as its run directory,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
-LIMIT = 30
+LIMIT = 120
 """seconds after which a case hangs, on a machine that does other things as well"""
 GROWTH = 1 << 30
 """bytes by which one case may raise the peak of this process's memory"""

@@ -89,11 +89,17 @@ def test_killed_between_the_final_files_ends_with_the_same_bits(start, undisturb
     assert [path.name for path in (tmp_path / "run").glob(".*")] == [], "left-over temporary files"
 
 
+MIXED = ("--train.mixup", "0.2", "--train.cutmix", "1")
+
+
 @pytest.mark.parametrize(
     ("network", "arguments"),
     [
-        ("narrow", ("--model.name", "vgg16", "--data.augment", "flip_crop")),
-        ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "flip", "--train.gradient_accumulation", "2")),
+        (
+            "narrow",
+            ("--model.name", "vgg16", *MIXED, "--data.augment", "[crop,flip,resized_crop,rotate,color,erasing]"),
+        ),
+        ("narrow", ("--model.name", "vgg16_bn", "--data.augment", "[flip]", "--train.gradient_accumulation", "2")),
         ("", ("--optimizer.name", "sgd", "--schedule.name", "onecycle", "--train.clip_norm", "1")),
         ("", ("--optimizer.name", "adamw", "--optimizer.weight_decay", "0.1", "--schedule.name", "cosine")),
         (
@@ -124,7 +130,7 @@ def test_two_processes_either_of_which_is_killed_end_with_the_same_bits(start, u
 
 @pytest.mark.parametrize("processes", [3])  # and 4, and more, but those take their time on two cores
 def test_several_processes_add_up_in_the_same_order_after_a_kill(processes, start, undisturbed, same, tmp_path) -> None:
-    arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "flip_crop")
+    arguments = ("--train.batch_size", "36", "--model.name", "vgg16", "--data.augment", "[flip,crop]")
     for step in (6, 19):
         job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": "step", "n": step}])
         job.wait()

@@ -126,3 +126,12 @@ def test_timm_where_it_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"^model\.name=timm/resnet18: timm is not installed; `pip install timm`"):
         registry.builder("timm/resnet18")
+
+
+def test_a_network_of_timm_is_built_and_its_last_layer_found() -> None:
+    pytest.importorskip("timm")
+    for name, last in (("timm/resnet18", "fc"), ("timm/vit_tiny_patch16_224", "head")):
+        model = registry.build(Model(name=name), classes=3, image_size=64, seed=1)
+        assert {n.rpartition(".")[0] for n, p in model.named_parameters() if getattr(p, "head", False)} == {last}
+    with pytest.raises(UserError, match=r"no such network: did you mean timm/resnet"):
+        registry.builder("timm/resnet18.nonsense")

@@ -67,6 +67,7 @@ PreemptMode=REQUEUE
 PartitionName=work Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 PartitionName=graceful Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=20 State=UP
+PartitionName=cancels Nodes=ALL MaxTime=INFINITE PriorityTier=1 GraceTime=20 PreemptMode=CANCEL State=UP
 """
 
 

@@ -108,7 +108,9 @@ def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Sit
 
 
 def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: Site) -> None:
-    job = site.submit(*TWO_NODES, overrides=["--train.epoks", "3"])
+    linked = site.home / "linked.sh"
+    linked.symlink_to(site.repository / "slurm" / "simple_cnn.sh")
+    job = site.submit(*TWO_NODES, script=str(linked), overrides=["--train.epoks", "3"])
     ended = site.cluster.wait(job, seconds=120)
     assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
     assert [line for line in site.log(job).splitlines() if line.startswith("error:")] == [
@@ -118,18 +120,21 @@ def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: 
 
 
 @pytest.mark.parametrize(
-    ("options", "complaint"),
+    ("options", "complaint", "run"),
     [
-        (["--nodes=2", "--gpus=3"], "unequal numbers of GPUs"),
-        (["--ntasks=2", "--gpus-per-task=1", "--gpus-per-node=2"], "ask for them with --gpus-per-node"),
-        (["--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=3"], "one process a GPU"),
-        (["--array=1-2", "--gpus-per-node=0"], "gives every task the same directory"),
+        (["--nodes=2", "--gpus=3"], "unequal numbers of GPUs", ""),
+        (["--ntasks=2", "--gpus-per-task=1", "--gpus-per-node=2"], "ask for them with --gpus-per-node", ""),
+        # What 24.11 tells of --gpus-per-task.
+        (["--export=ALL,SLURM_TRES_PER_TASK=gres/gpu=1"], "ask for them with --gpus-per-node", ""),
+        (["--nodes=1", "--gpus-per-node=2", "--ntasks-per-node=3"], "one process a GPU", ""),
+        (["--array=1-2", "--gpus-per-node=0"], "gives every task the same directory", "somewhere"),
+        (["--gpus-per-node=0"], "/proc/here cannot be written", "/proc/here"),
     ],
 )
 def test_an_allocation_that_cannot_be_honoured_is_refused_in_one_line(
-    site: Site, options: list[str], complaint: str
+    site: Site, options: list[str], complaint: str, run: str
 ) -> None:
-    overrides = ["--run.dir", "somewhere"] if "array" in options[0] else []
+    overrides = ["--run.dir", run] if run else []
     # The script's own default stands in the way of --gpus, as it does for a user.
     script = site.repository / "slurm" / "any_gpus.sh"
     text = (site.repository / "slurm" / "simple_cnn.sh").read_text()
@@ -185,10 +190,11 @@ def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site
         assert_same(site.run(job), undisturbed)
 
 
-def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_checkpoint(
+def test_after_a_rank_was_killed_or_hangs_it_is_named_and_the_job_goes_on_at_once_in_its_allocation(
     site: Site, undisturbed: Path
 ) -> None:
-    overrides = [*TINY, "--checkpoint.every_steps", "30"]
+    overrides = [*TINY, "--checkpoint.every_steps", "30", "--runtime.timeout", "20"]
+    hung = site.submit(*TWO_NODES, overrides=overrides)
     job = site.submit(*TWO_NODES, "--hold", overrides=overrides, TOO_MUCH_MEMORY="1")
     # Another cluster has had a job of this number here, with this very configuration, and finished it.
     other = shutil.copytree(undisturbed, site.run(job))
@@ -199,32 +205,43 @@ def test_a_rank_killed_with_sigkill_ends_all_and_the_job_continues_from_its_chec
     site.wait_for_line(job, rf"simple_cnn-{job} is of another job that had this one's number: .*simple_cnn-{job}\.2")
     site.wait_for_step(job, 40)
     os.kill(rank_processes(site.cluster, job)[1], signal.SIGKILL)
+    site.wait_for_step(hung, 40)
+    os.kill(rank_processes(site.cluster, hung)[1], signal.SIGSTOP)
     ended = site.cluster.wait(job)
     log = site.log(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), log
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), log
     assert "the run is finished; what is missing is written" in log, "killed once more, while drawing the report"
     assert log.count("most confused: ") == 1
-    verdict = next(line for line in log.splitlines() if "requeued" in line)
-    assert "rank 1 of 2 on n2 failed first" in verdict
-    assert "Killed" in Path(verdict.partition("; see ")[2]).read_text()
-    assert_same(site.run(job), undisturbed)
+    assert site.cluster.wait(hung)["JobState"] == "COMPLETED", site.log(hung)
+    for each, how in ((job, "Killed"), (hung, "gave no sign of life")):
+        verdict = next(line for line in site.log(each).splitlines() if "started again" in line)
+        assert verdict.startswith("slurm: started again at once on n1, n2: rank 1 of 2 on n2 failed first, after step ")
+        assert how in Path(verdict.partition("; see ")[2]).read_text()
+        assert_same(site.run(each), undisturbed)
     assert site.run(job) != other
     assert before == {path: path.stat().st_mtime_ns for path in other.rglob("*")}
 
 
-def test_a_dead_node_costs_nothing_but_time(site: Site, undisturbed: Path) -> None:
-    job = site.submit(*TWO_NODES, overrides=[*TINY, "--checkpoint.every_steps", "30"])
-    site.wait_for_step(job, 40)
+def test_a_dead_node_costs_nothing_but_time_and_with_no_kill_not_much_of_that(site: Site, undisturbed: Path) -> None:
+    often = [*TINY, "--checkpoint.every_steps", "30"]
+    requeued, left = (site.submit(*TWO_NODES, *options, overrides=often) for options in ([], ["--no-kill"]))
+    for job in (requeued, left):
+        site.wait_for_step(job, 40)
     site.cluster.kill_node("n2")
     # The controller would find out by itself after SlurmdTimeout.
     site.cluster.run("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=test")
     try:
-        site.cluster.wait(job, "PENDING")
+        site.cluster.wait(requeued, "PENDING")
+        ended = site.cluster.wait(left)
     finally:
         site.cluster.start_node("n2")
-    ended = site.cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(job)
-    assert_same(site.run(job), undisturbed)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), site.log(left)
+    assert "started again at once on n1: rank 1 of 2 on n2 failed first" in site.log(left)
+    assert evaluation(site.run(left))["world_size"] == 1
+    assert len(metrics(site.run(left))) == len(metrics(undisturbed))
+    ended = site.cluster.wait(requeued)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), site.log(requeued)
+    assert_same(site.run(requeued), undisturbed)
 
 
 def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(site: Site) -> None:
@@ -232,7 +249,7 @@ def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(site: 
     endless = [*TINY, "--train.epochs", "1000"]
     reasons = {
         "B:USR1@20": "(?:STOP file|time limit)",  # Slurm may send it up to a minute early, or after the job's own limit
-        "B:URG@1": "time limit",  # which nobody listens to: the job stops by itself
+        "B:USR1@300": "time limit",  # which comes at once, and is passed over: the job stops by itself
     }
     jobs = {
         site.submit(*TWO_NODES, "--time=2", f"--signal={option}", overrides=endless): reason
@@ -246,6 +263,11 @@ def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(site: 
     for job, reason in jobs.items():
         stopped_at = site.wait_for_line(job, rf"requeued: stopped after step (\d+) \({reason}\)")
         site.wait_for_line(job, f"from step {stopped_at} in epoch")
+        if reason == "time limit":
+            site.wait_for_line(job, "SIGUSR1 at the very beginning of 2 minutes is no reason to stop")
+            site.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=20")
+            while not (site.run(job) / "slurm" / "end-time").exists():
+                time.sleep(0.5)  # until the job could read that its limit was raised
         site.cluster.run("scancel", job)
     for job in jobs:
         site.cluster.wait(job, "CANCELLED")
@@ -256,17 +278,24 @@ def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(site: 
         assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_a_cancelled_job_saves_and_is_never_brought_back(site: Site) -> None:
-    job = site.submit(*TWO_NODES, overrides=[*TINY, "--train.epochs", "1000"])
-    site.wait_for_step(job, 20)
-    site.cluster.run("scancel", job)
-    ended = site.cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
-    while site.cluster.processes(job):
-        time.sleep(0.1)
-    assert state(site.run(job)) == "preempted"
-    assert "requeued" not in site.log(job)
-    assert list((site.run(job) / "checkpoints").glob("step-*"))
+def test_a_cancelled_job_saves_and_is_never_brought_back_whoever_cancels_it(site: Site) -> None:
+    endless = [*TINY, "--train.epochs", "1000"]
+    by_hand, preempted = (site.submit(*TWO_NODES, f"--partition={p}", overrides=endless) for p in ("work", "cancels"))
+    for job in (by_hand, preempted):
+        site.wait_for_step(job, 20)
+    site.cluster.run("scancel", by_hand)
+    more_urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    site.cluster.submit(*more_urgent, directory=site.home)
+    for job in (by_hand, preempted):
+        ended = site.cluster.wait(job)
+        assert ended["JobState"] in ("CANCELLED", "PREEMPTED", "FAILED")
+        assert ended["Restarts"] == "0"
+        while site.cluster.processes(job):
+            time.sleep(0.1)
+        assert state(site.run(job)) == "preempted"
+        assert "requeued" not in site.log(job)
+        assert list((site.run(job) / "checkpoints").glob("step-*"))
+    assert "is told to cancel it then: stopped after step" in site.log(preempted)
 
 
 def test_a_crash_loop_is_given_up(site: Site, tmp_path: Path) -> None:
@@ -315,8 +344,12 @@ def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
     check += ["--data.cache", str(site.home / "cache"), "--gpus-per-node=1"]
     said = site.cluster.run(*check, "--nodes=2", cwd=site.repository).stdout
     assert "sbatch --nodes=2 --gpus-per-node=1 slurm/simple_cnn.sh: Job" in " ".join(said.replace("│", "").split())
-    with pytest.raises(RuntimeError, match="not ready: 1 problem"):
-        site.cluster.run(*check, "--nodes=4", cwd=site.repository)
+    refused = ["--nodes=4", "--cpus-per-task=99", "--mem=80G", "--time=3"]
+    with pytest.raises(RuntimeError, match="not ready: 1 problem") as raised:
+        site.cluster.run(*check, *refused, cwd=site.repository)
+    said = " ".join(str(raised.value).replace("│", "").split())
+    assert "partition work has too few or too little: CPUs a node (at most 16), memory a node (at most 62.5G)" in said
+    assert "with --time=3 it is warned as it begins" in said
 
 
 def test_the_shipped_requests_are_accepted_and_the_scripts_are_clean(site: Site) -> None:

@@ -70,20 +70,26 @@ def backward(loss: torch.Tensor, model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("precision", "augment", "optimizer", "train"),
     [
-        ("fp32", "none", "adam", Train(batch_size=BATCH)),
-        ("bf16", "flip", "adamw", Train(batch_size=BATCH, clip_norm=1.0, label_smoothing=0.1)),
-        ("bf16", "flip_crop", "adamw", Train(batch_size=BATCH, gradient_accumulation=2)),
-        ("fp32", "flip_crop", "adam", Train(batch_size=BATCH, gradient_shards=2)),
+        ("fp32", [], "adam", Train(batch_size=BATCH)),
+        ("bf16", ["flip", "erasing"], "adamw", Train(batch_size=BATCH, clip_norm=1.0, label_smoothing=0.1, mixup=0.2)),
+        ("bf16", ["flip", "crop"], "adamw", Train(batch_size=BATCH, gradient_accumulation=2, cutmix=1.0)),
+        ("fp32", ["rotate", "crop", "color"], "adam", Train(batch_size=BATCH, gradient_shards=2)),
     ],
 )
 def test_every_tensor_of_a_step_an_evaluation_and_a_checkpoint_is_on_the_device_where_it_must_be(
-    name: str, precision: str, augment: str, optimizer: str, train: Train, group: Any, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    precision: str,
+    augment: list[Any],
+    optimizer: str,
+    train: Train,
+    group: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if name == "vgg16_bn" and train.gradient_shards:
         pytest.skip("refused: its statistics depend on who sees what")
     settings = Config(
         model=Model(name=name),  # type: ignore[arg-type]
-        data=Data(augment=augment),  # type: ignore[arg-type]
+        data=Data(augment=augment),
         train=train,
         optimizer=Optimizer(name=optimizer),  # type: ignore[arg-type]
         runtime=Runtime(precision=precision, data_on="device"),  # type: ignore[arg-type]
@@ -97,7 +103,7 @@ def test_every_tensor_of_a_step_an_evaluation_and_a_checkpoint_is_on_the_device_
         there = to_device(dataset(), CUDA)
         choices = choose(settings, model, there, own)
         assert choices.images_on_device
-        batches = Batches(there.train, settings.data, CUDA, rank=0, world_size=1)
+        batches = Batches(there.train, settings.data, CUDA, rank=0, world_size=1, train=train, classes=10)
         step = Step(settings, model, batches, own, choices, pytest.fail)
         parts = settings.parts(1)
         steps = batches.training(seed=1, epoch=1, start=0, batch_size=BATCH, parts=parts)

@@ -64,7 +64,7 @@ def test_steps_as_graphs_train_the_same_bits(optimizer: str, train: Train) -> No
     settings = Config(
         optimizer=Optimizer(name=optimizer, weight_decay=0.01),  # type: ignore[arg-type]
         train=dataclasses.replace(train, batch_size=BATCH),
-        data=Data(augment="flip_crop"),
+        data=Data(augment=["flip", "crop"]),
     )
     one_by_one, losses = weights_and_losses(settings, graphs=False)
     as_graphs, same = weights_and_losses(settings, graphs=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,6 +175,14 @@ def _found(root: Path, inside: Sequence[str] | None) -> tuple[Parts, bool]:
     if splits and (len(splits) > 1 or len(heads) == 1):  # one beside others may be a class, of trains
         folders_of = " and ".join(f"{name}/" for name in splits)
         raise UserError(f"{root}: no class folders in {folders_of}", EXPECTED)
+    # As classes these would be learnt without a sign of what is wrong: cat/train/*, and seg_train/cat/*.
+    below = {folder[len(top) + 1] for folder in folders if len(folder) > len(top) + 1}
+    inner = sorted(name for name in below if name.lower() in NAMES)
+    words = {name: NAMES.keys() & re.split("[^a-z]+", name.lower()) for name in sorted(deep)}
+    outer = [name for name, found in words.items() if found]
+    if inner or len({NAMES[word] for found in words.values() for word in found}) > 1:
+        what = f"{root}: {named(inner or outer)} look like splits"
+        raise UserError(what, "call them train, val and test, with the class folders in each")
     return top, False
 
 

@@ -135,6 +135,8 @@ def test_nothing_is_passed_over_without_a_word(archived: bool, tmp_path: Path) -
         ({"train/cat": 1, "train/dog": 1, "val/cat": 1, "Valid/cat": 1}, "Valid/ and val/ are one split, validation"),
         ({"train": 2, "test": 2}, "no class folders in test/ and train/"),
         ({"images": 3}, "only one class, images"),
+        ({"cat/train": 1, "cat/test": 1, "dog/train": 1, "dog/test": 1}, "test, train look like splits"),
+        ({"seg_train/cat": 1, "seg_train/dog": 1, "seg_test/cat": 1}, "seg_test, seg_train look like splits"),
         ({"test/cat": 1, "test/dog": 1}, "no train/<class>/*"),
         ({"train/cat": 2, "train/dog": 2, "val/Dog": 1, "val/cat": 1}, "train/ has no Dog; val/ has no dog"),
         ({"train/cat": 2, "train/dog": 2, "test/.": 0}, "test/ is empty"),
