@@ -63,6 +63,7 @@ def html(comparison: Record, runs: Sequence[Finished], beside: Path) -> str:
     return theme.render(
         "comparison.html.jinja",
         runs=comparison["runs"],
+        answers=comparison.get("answers", []),
         images=len(runs[0].labels),
         tables=tables(comparison),
         drawn=drawn,
@@ -149,7 +150,7 @@ def _arms(comparison: Record) -> Table:
         }
         for arm in sorted(comparison["arms"], key=lambda arm: -arm["mean"])
     ]
-    return _table("arms", "Arms", rows, " ".join(f"{answer}." for answer in comparison["answers"]))
+    return _table("arms", "Arms", rows)
 
 
 def _best_pairs(comparison: Record) -> list[Record]:

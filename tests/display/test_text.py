@@ -39,13 +39,14 @@ def test_a_list_reads_as_it_is_said() -> None:
 
 
 def test_a_class_without_images_is_last_and_never_called_hard() -> None:
-    result = {"classes": [{"name": n, "accuracy": a} for n, a in (("a", None), ("b", 0.5), ("c\nc", 0.25))]}
+    given = (("a", 0, None), ("b", 4, 0.5), ("c\nc", 4, 0.25))
+    result = {"classes": [{"name": name, "images": images, "accuracy": share} for name, images, share in given]}
     assert [row["name"] for row in text.hardest(result)] == ["c\nc", "b", "a"]
     assert text.hardest_named(result) == ["c c (25.0%)", "b (50.0%)"]
 
 
 def test_a_page_escapes_what_it_is_given_and_lacks_nothing_silently() -> None:
-    names = {"runs": [{"name": "<b>\"'&", "accuracy": 0.5}], "images": 2, "figure": None}
+    names = {"runs": [{"name": "<b>\"'&", "accuracy": 0.5, "split": "test"}], "images": 2, "drawn": {}, "links": {}}
     page = theme.render("comparison.html.jinja", **names, tables=[])
     assert "&lt;b&gt;&#34;&#39;&amp;" in page
     assert "<b>" not in page
