@@ -113,7 +113,7 @@ def test_processes_for_gpus_that_somebody_told_accelerate_of_are_no_processes_on
         "use_cpu: false\nmixed_precision: bf16\nfsdp_config: {fsdp_version: 2}\n"
     )
     script = Path(launcher.__file__).parents[1] / "train.py"
-    done = accelerate("-q", "--main_process_port=0", script, HF_HOME=str(tmp_path), CUDA_VISIBLE_DEVICES="")
+    done = accelerate("-q", "--main_process_port=0", script, typed=True, HF_HOME=str(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, done.stderr

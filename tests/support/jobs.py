@@ -94,16 +94,21 @@ def _wait(process: subprocess.Popen[bytes] | ForkServerProcess, seconds: float) 
     return process.exitcode
 
 
-def accelerate(*arguments: object, **extra: str) -> subprocess.CompletedProcess[str]:
+def accelerate(*arguments: object, typed: bool = False, **extra: str) -> subprocess.CompletedProcess[str]:
     """``accelerate launch`` with arguments, from another directory than the repository's.
 
     The launcher is forked from a process that has accelerate imported; what it starts are interpreters of their own.
+    ``typed``: it is a process with that command line, which the job reads.
     """
     package = importlib.util.find_spec("accelerate")
     assert package is not None
     assert package.origin is not None
     launcher = Path(package.origin).parent / "commands" / "accelerate_cli.py"
     words = [sys.executable, str(launcher), "launch", *map(str, arguments)]
+    if typed:
+        return subprocess.run(
+            words, env=environment(**extra), capture_output=True, text=True, timeout=TIMEOUT, cwd=tempfile.gettempdir()
+        )
     with tempfile.TemporaryDirectory() as folder:
         out, error = Path(folder, "out"), Path(folder, "error")
         process = forked.start(words, environment(**extra), out, error, report=True)
