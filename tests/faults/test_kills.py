@@ -24,7 +24,7 @@ INSTANTS_OF_A_SAVE = [
 FINE_TUNING = (
     *("--model.freeze", '["0"]', "--train.ema", "0.9", "--train.class_weights", "balanced", "--run.weights", "best"),
     *("--train.patience", "1", "--optimizer.backbone_rate", "0.5", "--optimizer.weight_decay", "0.01"),
-    *("--optimizer.decay_norms", "false"),
+    *("--optimizer.decay_norms", "false", "--train.mixup", "0.4", "--train.cutmix", "1"),
 )
 
 
