@@ -20,6 +20,7 @@ The settings follow, by section.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from pathlib import Path
@@ -103,6 +104,7 @@ def _train(
     from job.data import datasets
     from job.models import footprint
     from job.runs import environment, tracking
+    from job.training.evaluated import caveats
     from job.training.trainer import Trainer
 
     processes = group.gathered(environment.of_process(group))
@@ -116,6 +118,7 @@ def _train(
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
     dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
     assert dataset is not None
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *caveats(settings, dataset.final)))
     console.say(str(dataset), label="data")
     for note in dataset.notes:
         console.warn(note)

@@ -72,6 +72,13 @@ class Evaluated:
         return parameters | {name: b for name, b in self._model.named_buffers() if b.is_floating_point()}
 
 
+def caveats(settings: Config, final: str) -> tuple[str, ...]:
+    """What makes the ``final`` split's accuracy mean less than it seems to, in words."""
+    if settings.run.weights != "best" or final != "validation":
+        return ()
+    return ("the validation images that chose the best weights are those that they are tested on: expect less of others",)
+
+
 def require_validation(settings: Config, images: int) -> None:
     """Raise UserError where validation decides something and there are no ``images`` for it."""
     wanted = ["train.patience"] if settings.train.patience else []

@@ -14,7 +14,7 @@ from job.config.settings import Config, Data, Run, Train
 from job.data.batches import Batches, Part
 from job.data.datasets import Split
 from job.training.choices import Choices
-from job.training.evaluated import Evaluated, require_validation
+from job.training.evaluated import Evaluated, caveats, require_validation
 from job.training.step import Step, balanced
 
 
@@ -37,6 +37,11 @@ def test_the_average_is_evaluated_in_place_of_the_weights_which_come_back() -> N
     with copies.in_place(final=False):
         assert torch.allclose(model[0].weight, expected, atol=1e-5)
     assert torch.equal(model[0].weight, trained)
+
+
+def test_the_best_by_the_very_images_that_are_evaluated_is_said_to_be_flattered() -> None:
+    best, last = Config(run=Run(weights="best")), Config()
+    assert [len(caveats(one, split)) for one in (best, last) for split in ("test", "validation")] == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
