@@ -76,7 +76,7 @@ def caveats(settings: Config, final: str) -> tuple[str, ...]:
     """What makes the ``final`` split's accuracy mean less than it seems to, in words."""
     if settings.run.weights != "best" or final != "validation":
         return ()
-    return ("the validation images that chose the best weights are those that they are tested on: expect less of others",)
+    return ("the best weights were chosen by the validation images that they are tested on: expect less on others",)
 
 
 def require_validation(settings: Config, images: int) -> None:
