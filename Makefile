@@ -1,4 +1,5 @@
 # make run: train on the embedded data set.  make test: the whole suite.  Both set up what they need first.
+# make test-long: what only waits, for Slurm's time limits and for nodes that are gone.
 # make bench BENCH_ARGS="...": measure on this machine, for half an hour, and write docs/performance.md.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ READY := $(VENV)/.ready
 # Files start in the order of tests/conftest.py, the longest first.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lint format bench clean
+.PHONY: run test test-long lint format bench clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -16,6 +17,9 @@ run: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
+
+test-long: $(READY)
+	$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

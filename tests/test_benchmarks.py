@@ -19,6 +19,7 @@ from support.jobs import REPOSITORY, environment
 BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
 
 
+@pytest.mark.long
 def test_a_quick_run_leaves_a_record_and_the_page_of_that_record(tmp_path: Path, small: list[str]) -> None:
     record_file = tmp_path / "record.json"
     chosen = "training: simple_cnn fp32|start-up|floors: machine"

@@ -194,12 +194,13 @@ def test_the_weights_of_a_run_are_not_written_once_more_nor_what_vgg_repeats(tmp
     network = registry.build(settings.model, classes=3, image_size=32, seed=1)
     kept = tmp_path / "model.safetensors"
     files.save_weights(kept, network.state_dict())
-    model = export.Classifier(network, settings, ("a", "b", "c"))
+    model = export.Classifier(network, settings, ("a", "b", "c"), None)
     said = export.export(model, tmp_path / "export", kept)
     assert len(said) == 3
     assert (tmp_path / "export" / "model.safetensors").samefile(kept)
     assert (tmp_path / "export" / "model.pt2").stat().st_size < 150e6
-    again = export.Classifier(registry.build(settings.model, classes=3, image_size=32, seed=1), settings, model.classes)
+    twin = registry.build(settings.model, classes=3, image_size=32, seed=1)
+    again = export.Classifier(twin, settings, model.classes, None)
     export.export(again, tmp_path, kept)  # beside what it was made of, which stays
     assert kept.stat().st_nlink == 2
 

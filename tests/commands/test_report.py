@@ -269,7 +269,7 @@ const light = color => { const [r, g, b] = rgb(color).map(v => v / 255)
   .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
 const behind = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
   if (c != 'rgba(0, 0, 0, 0)') return c; } return 'white'; };
-return [...document.querySelectorAll('body *')]
+return [...document.querySelectorAll('body *:not(title):not(style)')]
   .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
   .map(e => { const style = getComputedStyle(e), color = e.ownerSVGElement ? style.fill : style.color;
     const [a, b] = [light(color), light(behind(e))].sort((x, y) => y - x);

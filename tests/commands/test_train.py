@@ -381,7 +381,8 @@ def test_vgg16_trains_on_two_processes(how: dict[str, str], said: str, pictures:
 def test_fewer_processes_or_gpus_than_asked_for_are_an_error_said_once(
     launch: list[str], says: str, small: list[str], tmp_path: Path
 ) -> None:
-    finished = accelerate(*launch, REPOSITORY / "job/train.py", *small, "--run.dir", tmp_path / "run")
+    words = (*launch, REPOSITORY / "job/train.py", *small, "--run.dir", tmp_path / "run")
+    finished = accelerate(*words, typed=True)
     assert finished.returncode != 0
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, finished.stderr

@@ -279,7 +279,7 @@ def test_without_network_and_data_the_message_says_what_to_run_and_where_to_put_
 
 def test_a_download_that_is_not_allowed_is_not_tried(tmp_path: Path) -> None:
     data = Data(source="cifar10", root=str(tmp_path / "data"), download=False, cache=str(tmp_path / "cache"))
-    with pytest.raises(UserError, match=r"data\.download is false\): on a machine with network run"):
+    with pytest.raises(UserError, match=r"data\.download is false\): where there is a network run"):
         datasets.load(data, seed=1)
 
 

@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(run: Path) -> None:
     """What evaluate.py and predict.py read before the weights."""
     restored.of_run(str(run), [], "")
-    restored.class_names(run)
+    restored.trained_on(run)
 
 
 def tables(run: Path) -> None:

@@ -222,6 +222,7 @@ def test_after_a_rank_was_killed_or_hangs_it_is_named_and_the_job_goes_on_at_onc
     assert before == {path: path.stat().st_mtime_ns for path in other.rglob("*")}
 
 
+@pytest.mark.long
 def test_a_dead_node_costs_nothing_but_time_and_with_no_kill_not_much_of_that(site: Site, undisturbed: Path) -> None:
     often = [*TINY, "--checkpoint.every_steps", "30"]
     requeued, left = (site.submit(*TWO_NODES, *options, overrides=often) for options in ([], ["--no-kill"]))
@@ -244,6 +245,7 @@ def test_a_dead_node_costs_nothing_but_time_and_with_no_kill_not_much_of_that(si
     assert_same(site.run(requeued), undisturbed)
 
 
+@pytest.mark.long
 def test_at_the_time_limit_it_stops_saves_and_goes_on_in_a_new_allocation(site: Site) -> None:
     """Two jobs side by side. Of two minutes, for on busy cores the first may go by before the first step."""
     endless = [*TINY, "--train.epochs", "1000"]
