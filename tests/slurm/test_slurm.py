@@ -78,7 +78,8 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
     job = site.submit("--nodes=2", *TWO_GPUS, overrides=[*TINY, *ON_CPU])
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job)
     assert evaluation(site.run(job))["world_size"] == 4
-    assert f"decoded images kept in {site.disk}/shapes10-" in site.log(job), "images go to the node's own disk"
+    # Here both nodes have one disk, and rank zero may be the one that waits for the other's images.
+    assert f" {site.disk}/shapes10-" in site.log(job), "images go to the node's own disk"
     assert not site.disk.exists(), "and leave it with the job"
     assert evaluation(undisturbed)["world_size"] == 2
     for mine, other in zip(metrics(site.run(job)), metrics(undisturbed), strict=True):
