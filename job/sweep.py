@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -32,7 +31,7 @@ from job.config.plain import differences
 from job.config.settings import REPOSITORY
 from job.config.sweeps import Planned
 from job.display.text import duration, percent
-from job.distributed import cores, ending
+from job.distributed import cores, ending, launcher
 from job.runs import reader
 
 EVERY = 0.2
@@ -110,12 +109,6 @@ def _check(runs: list[Planned]) -> int:
     return gpus
 
 
-def _die_with_sweep() -> None:
-    """Ask the kernel for SIGTERM when the sweep dies, however: a run saves then, and ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
 class _Sweep:
     """Runs that are left, each a process of its own, ``jobs`` at a time, each on a GPU or a share of the cores."""
 
@@ -154,7 +147,7 @@ class _Sweep:
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=_die_with_sweep,
+                preexec_fn=launcher.die_with_parent,
             )
         if self._jobs > 1 and not self._gpus and hasattr(os, "sched_setaffinity"):
             allowed = [os.sched_getaffinity(0)] * self._jobs

@@ -122,13 +122,12 @@ def overview(folder: Path, runs: list[Run], problems: list[str]) -> Group:
     for run in runs:
         (taken, total), rate = steps(run), run.images_per_second
         going, curve = total and not is_over(run), [line.get("loss") for line in run.lines("train")]
-        tested = run.evaluation or next((line for line in reversed(run.lines("validation")) if "accuracy" in line), {})
         table.add_row(
             plain_text(str(run.path.relative_to(folder))),
             plain_text(run.state, STYLES.get(run.state, "")),
             percent(taken / total, 0) if total else "",
             decimals(curve[-1]) if curve else "",
-            percent(tested.get("accuracy"), 2),
+            percent(run.accuracy, 2),
             rounded(rate),
             duration((total - taken) * run.setting("train.batch_size", 0) / rate) if going and rate else "",
         )

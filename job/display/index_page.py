@@ -25,15 +25,13 @@ class Row(NamedTuple):
     report: str
     """its report's, if it has one"""
     started: str
-    accuracy: float | None
-    """tested; of a run that is not finished, the latest validated"""
     curve: str
     """its training loss as the points of a polyline, 100 wide and 20 high"""
 
 
 SORTED: dict[str, tuple[Callable[[Row], Any], bool]] = {
     "newest first": (lambda row: row.started, True),
-    "most accurate first": (lambda row: number(row.accuracy, -1.0), True),
+    "most accurate first": (lambda row: number(row.run.accuracy, -1.0), True),
     "by name": (lambda row: row.name, False),
     "by model": (lambda row: row.run.title, False),
     "by state": (lambda row: row.run.state, False),
@@ -61,12 +59,11 @@ def write(folder: Path) -> Path:
 def _row(run: Run, folder: Path) -> Row:
     losses = heights([number(line.get("loss")) for line in run.lines("train")], MOST_POINTS)
     curve = " ".join(f"{100 * i / max(len(losses) - 1, 1):.1f},{19 - 18 * y:.1f}" for i, y in enumerate(losses))
-    report, validated = run.path / "report.html", [line.get("accuracy") for line in run.lines("validation")]
+    report = run.path / "report.html"
     return Row(
         run,
         name=str(run.path.relative_to(folder)),
         report=str(report.relative_to(folder)) if report.exists() else "",
         started=run.attempts[0].started if run.attempts else "",
-        accuracy=run.evaluation["accuracy"] if run.evaluation else validated[-1] if validated else None,
         curve=curve if len(losses) > 1 else "",
     )

@@ -183,7 +183,13 @@ def node_disk() -> Path | None:
 
 def die_with_launcher() -> None:
     """Ask the kernel for SIGTERM when the launcher dies: a killed ``accelerate launch`` leaves no orphans behind."""
-    if by_launcher() and sys.platform == "linux":
+    if by_launcher():
+        die_with_parent()
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies, however: this process saves then, and ends."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

@@ -127,6 +127,12 @@ class Run:
         return sorted({attempt.step for attempt in self.attempts if attempt.step > 0})
 
     @property
+    def accuracy(self) -> float | None:
+        """Tested; of a run that is not finished, that of its latest validation; None before either."""
+        latest: Any = self.evaluation or (self.lines("validation") or [{}])[-1]
+        return cast(float | None, latest.get("accuracy"))
+
+    @property
     def images_per_second(self) -> float | None:
         """Median over the training lines: one slow line, as when a page cache is cold, does not move it."""
         rates = [number(line.get("images_per_second")) for line in self.lines("train")]
@@ -264,11 +270,6 @@ def checkpoints(directory: Path) -> list[Path]:
 def step_of(checkpoint: Path) -> int:
     """The optimizer step by which a checkpoint is called: names, as text, are in its order below 100,000,000 only."""
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def read_lines(path: Path) -> Iterator[Record]:
-    """The whole lines of ``metrics.jsonl``. Raises UserError when the file cannot be read."""
-    return filter(None, _lines(path))
 
 
 def _lines(path: Path) -> Iterator[Record | None]:
