@@ -21,6 +21,7 @@ The settings follow, by section.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -195,7 +196,8 @@ def _report(directory: RunDirectory, console: Console) -> None:
         if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
             index_page.write(runs)
     except Exception as error:
-        console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
+        again = shlex.join(["python", "job/report.py", str(directory.path)])
+        console.warn(f"no report ({first_line(error)}); `{again}` tries again")
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
@@ -204,7 +206,8 @@ def _show(result: Evaluation, console: Console, path: Path) -> None:
     console.result(result)
     names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
     there = listed([name for name in names if (path / name).exists()])
-    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
+    then = shlex.join(["python", "job/predict.py", "--run", str(path), "IMAGE"])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or {then}")
 
 
 def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:

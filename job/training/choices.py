@@ -32,7 +32,7 @@ class Choices:
     """steps are CUDA graphs (``job.training.graphs``)"""
     sums: Sums
     shared_memory: bool = False
-    """ranks exchange through memory that they share (``job.training.shared_memory``)"""
+    """ranks exchange through memory that they share (``job.training.ranks.shared_memory``)"""
     remarks: tuple[str, ...] = ()
     """what was asked for and cannot be done, or does not pay"""
 

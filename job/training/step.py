@@ -19,8 +19,8 @@ from job.distributed.group import Group
 from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
-from job.training.exchange import Exchange
 from job.training.graphs import Graphs, Warn
+from job.training.ranks.exchange import Exchange
 
 
 class Step:
@@ -94,29 +94,32 @@ class Step:
 
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
-        if len(part.rows) == 1 and self._norms:  # one image has no variance
-            with _without_trace(self._norms):
-                return self.gradient(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2))
-        images, labels = self.batches.fetch(part.rows)
-        with self.group.accelerator.autocast():
-            logits = self._wrapped(images)
-        smoothing = self.settings.train.label_smoothing
-        if self._class_weights is None:
-            loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        else:
-            if labels.dim() == 1:
-                counts = self._class_weights[labels]
-            else:  # of mixed images: the sum of what both would give
-                weighted = labels * self._class_weights
-                counts = weighted.sum(1)
-                labels = weighted / counts[:, None]
-            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-            loss = part.weight * (counts @ losses)
+        loss = self._loss(part, self._wrapped)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
         self._scaler.scale(whole).backward()
         return loss.detach().double()
+
+    def _loss(self, part: Part, network: Any) -> Tensor:
+        """The part's share of the mean loss over the global batch: float32 []."""
+        if len(part.rows) == 1 and self._norms:  # one image has no variance
+            with _without_trace(self._norms):
+                return self._loss(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2), network)
+        images, labels = self.batches.fetch(part.rows)
+        with self.group.accelerator.autocast():
+            logits = network(images)
+        smoothing = self.settings.train.label_smoothing
+        if self._class_weights is None:
+            return part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        if labels.dim() == 1:
+            counts = self._class_weights[labels]
+        else:  # of mixed images: the sum of what both would give
+            weighted = labels * self._class_weights
+            counts = weighted.sum(1)
+            labels = weighted / counts[:, None]
+        losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+        return part.weight * (counts @ losses)
 
     def update(self) -> None:
         """Move the weights by their gradient."""

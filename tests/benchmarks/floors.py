@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from job.config.settings import Runtime
 from job.distributed import cores
 from job.distributed.group import start
-from job.training.shared_memory import SharedRows
+from job.training.ranks.shared_memory import SharedRows
 
 
 def machine(seconds: float) -> dict[str, float | str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import run_directories
 from support.images import table, tar, tree, write
@@ -324,12 +326,20 @@ def test_accelerate_launch_without_arguments_for_itself_trains_the_shipped_quick
     quickstart = REPOSITORY / "configs" / "quickstart.yaml"
     finished = accelerate(
         *(REPOSITORY / "job/train.py", "--config", quickstart),
-        *("--train.epochs=2", "--data.cache", cache, "--run.dir", tmp_path / "run", "--run.trackers=[]"),
+        *("--train.epochs=2", "--data.cache", cache, "--run.dir", tmp_path / "a run", "--run.trackers=[]"),
     )
     assert finished.returncode == 0, finished.stderr
-    result = read(tmp_path / "run" / "evaluation.json")
+    result = read(tmp_path / "a run" / "evaluation.json")
     assert 0.4 < result["accuracy"] < 0.95  # 84% after all ten epochs
     assert result["images"] == 5000
+    # What the last line proposes is typed as it stands.
+    proposed = re.search(r"next: .*python (job/predict.py .*) IMAGE", " ".join(finished.stdout.split()))
+    assert proposed is not None, finished.stdout
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 30), "red").save(image)
+    named = subprocess.run([sys.executable, *shlex.split(proposed[1]), image], cwd=REPOSITORY, capture_output=True)
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.startswith(str(image).encode())
 
 
 def test_accelerate_launch_with_the_cpu_launch_file_forms_one_group_of_two(small: list[str], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from support.jobs import free_port
 
 from job.config.settings import Runtime
 from job.distributed.group import start
-from job.training.shared_memory import SharedRows
+from job.training.ranks.shared_memory import SharedRows
 
 
 def addend(rank: int, turn: int) -> torch.Tensor:

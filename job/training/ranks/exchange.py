@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from job.config.settings import Config
 from job.distributed.group import Group
 from job.training.choices import Choices
-from job.training.shared_memory import SharedRows, add_in_order
+from job.training.ranks.shared_memory import SharedRows, add_in_order
 
 
 class Exchange:
