@@ -245,6 +245,8 @@ class Config:
             )
         if self.data.labels is not None and self.data.source != "folder":
             raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
+        if self.data.url is not None and self.data.source != "cifar10":
+            raise UserError(f"data.url with data.source={self.data.source}", "use data.source cifar10, or null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
             raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:
