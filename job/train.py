@@ -106,6 +106,7 @@ def _train(
     from job.models import footprint
     from job.runs import environment, tracking
     from job.training.evaluated import caveats
+    from job.training.saving import Saving
     from job.training.trainer import Trainer
 
     processes = group.gathered(environment.of_process(group))
@@ -125,7 +126,8 @@ def _train(
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
-    trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
+    saving = Saving(settings, group, preemption, console, directory)
+    trainer = Trainer(settings, dataset, group, preemption, console, saving)
     group.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)

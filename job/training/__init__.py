@@ -1,4 +1,4 @@
 """The loop.
 
-Others use evaluated: caveats, require_validation; optimizers: learning_rate; trainer: Trainer.
+Others use evaluated: caveats, require_validation; optimizers: learning_rate; saving: Saving; trainer: Trainer.
 """

@@ -90,11 +90,15 @@ class Saving:
 
     def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:
         self.look_after(finish=final)
+        assert self._directory is not None
         with self._writing(f"checkpoint at step {step}", needed=final):
-            if self._directory is not None and self._directory.mend_metrics():
+            if self._directory.mend_metrics():
                 self._console.warn("metrics.jsonl was deleted or changed from outside: written again")
-            if self._saved_at != step and self.checkpoints.save(state()):
-                self._saved_at = step
+            if self._saved_at != step:
+                new = state()
+                new.trainer["metrics_bytes"] = self._directory.metrics_size()
+                if self.checkpoints.save(new):
+                    self._saved_at = step
         if final:
             self.look_after(finish=True, needed=True)
 
