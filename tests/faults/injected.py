@@ -9,7 +9,7 @@ read), ``step`` (before an optimizer step; ``n`` is its number in the whole run)
 ``evaluation`` (before an evaluation batch), ``report`` (in place of drawing it), those that ``job.checkpoint.reached``
 names, ``wrote NAME`` (a file of the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, hup, quit, raise, exit0, nan (this rank's loss), inf (a gradient),
-slow (wait a tenth of a second), hang (wait a minute).
+slow (wait a tenth of a second), hang (wait a minute), throttle (run a twentieth of the next three seconds).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
@@ -134,6 +134,14 @@ def act(what: str, point: str) -> bool:
         os._exit(0)
     elif what in WAITS:
         time.sleep(WAITS[what])
+    elif what == "throttle":
+        throttled = os.getpid()
+        if not os.fork():
+            for _ in range(15):
+                for number, seconds in ((signal.SIGSTOP, 0.19), (signal.SIGCONT, 0.01)):
+                    os.kill(throttled, number)
+                    time.sleep(seconds)
+            os._exit(0)
     else:
         return False
     return True
