@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     console = Console(quiet=not group.is_rank_zero)
     if run.unread:
         console.warn(run.left_out)
-    now = environment.of_start(group.gathered(environment.of_process(group)))
+    now = environment.of_start(group.gathered(environment.of_process(group)), [])
     begin, wrong = _beginning(path, first, known, group)
     equal = ""
     if not wrong:

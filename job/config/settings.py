@@ -110,6 +110,9 @@ class Train:
     evaluated and written in place of the weights themselves; null: none"""
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
+    cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
+    """steps after which, again and again and before each save, all processes compute the same part of a batch: one that
+    differs is named, and the run ends; null: never"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -236,6 +239,10 @@ class Config:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
+        if self.train.cross_check and not self.train.deterministic:
+            raise UserError(
+                "train.cross_check with train.deterministic=false", "the same bits come from no device then"
+            )
         if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
             raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
@@ -245,6 +252,8 @@ class Config:
             )
         if self.data.labels is not None and self.data.source != "folder":
             raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
+        if self.data.url is not None and self.data.source != "cifar10":
+            raise UserError(f"data.url with data.source={self.data.source}", "use data.source cifar10, or null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
             raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:

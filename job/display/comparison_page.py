@@ -176,12 +176,13 @@ def _paired(comparison: Record) -> Table:
         }
         for pair in _best_pairs(comparison)
     ]
+    how = "always valid, since seeds were added until it was decided" if comparison["always_valid"] else "Student's t"
     return _table(
         "paired",
         "Arms against each other, paired by seed",
         rows,
         "Second less first. The larger of the two intervals is where chance comes from: what other seeds would give on "
-        "these test images (Student's t), and what other test images would give of these runs.",
+        f"these test images ({how}), and what other test images would give of these runs.",
     )
 
 

@@ -37,6 +37,8 @@ def entry(main: Callable[[list[str]], int], *, only_shows: bool = False, joins: 
             complain(str(error))
         else:
             _let_rank_zero_end()
+            if not _met():
+                complain(str(error))  # which rank zero does not know, or could not say yet
         status = BAD_INPUT
     except FailedError as error:
         if launcher.launch_rank() in (0, 1):  # rank zero may be the one that is missing

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from job.config.errors import UserError, first_line
 from job.config.settings import REPOSITORY
 from job.distributed import launcher, startup
+from job.distributed.handshake import slow_nodes
 from job.runs.records import Seconds
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ def of_process(group: Group) -> dict[str, Any]:
     }
 
 
-def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What ``environment.json`` says of this start."""
+def of_start(processes: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``environment.json`` says of this start. launch/aftermath.py leaves out nodes that are slow."""
     return {
         "began": round(startup.began(), 3),
         "command": sys.argv,
@@ -55,7 +57,27 @@ def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
         "hosts": sorted({process["host"] for process in processes}),
         "devices": [process["device"] for process in processes],
         **{key: value for key, value in processes[0].items() if key not in ("host", "device")},
+        "nodes": nodes,
+        "slow_nodes": slow_nodes(nodes),
     }
+
+
+def software() -> str:
+    """The versions of what the job stands on. Raises UserError where they do not fit each other."""
+    import accelerate
+    import torch
+
+    versions = f"torch {torch.__version__}, accelerate {accelerate.__version__}"
+    try:
+        import torchvision
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator that is compiled against torch
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"torchvision does not fit {versions} ({first_line(error)})", "install both anew, from one index"
+        ) from None
+    return f"{versions}, torchvision {torchvision.__version__}"
 
 
 def program() -> dict[str, Any]:

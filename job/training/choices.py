@@ -62,6 +62,8 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, group: Group) -
         times = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
         what = f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU"
         remarks += [what] if times > 1.1 else []
+    alone = settings.train.cross_check and group.world_size == 1
+    remarks += ["no comparison of ranks, for which train.cross_check needs two"] if alone else []
     on_cpus_of_one_host = not cuda and sys.platform == "linux" and 1 < group.world_size == group.local_world_size
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
     sums = _sums(settings, model, group.world_size, at_once=graphs or shared_memory)

@@ -20,6 +20,7 @@ from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.graphs import Graphs, Warn
+from job.training.ranks.cross_check import CrossCheck
 from job.training.ranks.exchange import Exchange
 
 
@@ -67,12 +68,19 @@ class Step:
             self._rehearse()
         elif group.world_size > 1:
             model.load_state_dict(group.broadcast(model.state_dict()))
+        self._last: list[Part] = []
+        self._cross_check = None
+        if settings.train.cross_check and group.world_size > 1:
+            self._cross_check = CrossCheck(self._gradient_without_trace, self._parameters, group)
 
     def __call__(self, parts: list[Part], number: int, rate: float) -> Tensor:
         """Step ``number``, counted from 0, at learning rate ``rate``.
 
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
+        first, self._last = not self._last, parts
+        if first or number % (self.settings.train.cross_check or 1) == 0:
+            self.cross_check(number)
         optimizers.set_learning_rate(self.optimizer, rate)
         work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
@@ -100,6 +108,21 @@ class Step:
         whole = loss * ranks if ranks > 1 else loss
         self._scaler.scale(whole).backward()
         return loss.detach().double()
+
+    def cross_check(self, number: int) -> None:
+        """Have ranks compare what they compute after ``number`` steps, if they are to. Raises FailedError on all."""
+        if self._cross_check is not None and self._last:
+            self._cross_check(self._last[0], number)
+
+    def _gradient_without_trace(self, part: Part, seed: int) -> Sequence[Tensor]:
+        """The part's gradient with the weights of now, beside all that the steps go by."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        torch.manual_seed(seed)
+        loss = self._scaler.scale(self._loss(part, self.model))
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return [gradient for gradient in gradients if gradient is not None]
 
     def _loss(self, part: Part, network: Any) -> Tensor:
         """The part's share of the mean loss over the global batch: float32 []."""

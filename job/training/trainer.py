@@ -217,6 +217,7 @@ class Trainer:
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()
+        self.step.cross_check(self.progress.step)  # so that the newest checkpoint is one to go on from
         self.saving.save(self.progress.step, self._state, final=final)
 
     def _state(self) -> State:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from safetensors.numpy import save_file
 from support import run_directories
 
 from job.config.errors import UserError
@@ -33,6 +35,76 @@ def test_where_there_is_no_difference_95_percent_of_the_intervals_say_so(seeds: 
     differences = second - first
     covered = np.abs(differences.mean(1)) <= arms.half_width(differences)
     assert 0.94 <= covered.mean() <= 0.96
+
+
+def told(effect: float, most: int, tests: int = 1) -> tuple[float, float]:
+    """The share of 10,000 sweeps of at most so many seeds, looked at after each one, that tell some difference; and how
+    many seeds they took. ``effect`` is in deviations, of the first of so many pairs of arms."""
+    drawn = np.random.default_rng(most).standard_normal((tests, 10_000, most))
+    drawn[0] += effect
+    seeds = np.arange(1, most + 1)
+    mean = drawn.cumsum(-1) / seeds
+    deviation = np.sqrt(((drawn**2).cumsum(-1) - seeds * mean**2)[..., 1:] / seeds[:-1])
+    distance = np.abs(mean[..., 1:]) / deviation * np.sqrt(seeds[1:])
+    beyond = [arms.critical(count, 0.05 / tests, always=True) for count in seeds[1:]]
+    tells = (distance >= beyond).any(0)
+    return float(tells.any(-1).mean()), float(np.where(tells.any(-1), tells.argmax(-1) + 2, most).mean())
+
+
+@pytest.mark.parametrize(("most", "tests"), [(5, 1), (20, 1), (50, 1), (20, 6)])
+def test_looked_at_after_each_seed_5_percent_of_sweeps_at_most_tell_a_difference_where_there_is_none(
+    most: int, tests: int
+) -> None:
+    assert told(0.0, most, tests)[0] <= 0.05
+    alike = np.random.default_rng(0).standard_normal((200, most)) * 0.003
+    for differences in alike:  # the interval, the p value and the bound say the same
+        told_apart = abs(differences.mean()) > arms.half_width(differences, always=True)
+        assert told_apart == (arms.p_value(differences, always=True) < 0.05)
+
+
+def test_half_a_point_is_told_after_few_seeds_and_large_differences_after_three() -> None:
+    """Paired differences of SimpleCNN have a deviation of some 0.4 points."""
+    found, seeds = told(0.5 / 0.4, 50)
+    assert found > 0.999
+    assert seeds == pytest.approx(10.6, abs=0.5)
+    assert told(20.0, 50)[1] == pytest.approx(3, abs=0.1)
+    wanted = arms.seeds_wanted(0.005, 0.004, always=True)
+    assert wanted is not None
+    assert arms.seeds_wanted(0.005, 0.004) < wanted <= 16
+
+
+def test_half_a_point_is_found_among_simulated_predictions_and_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    """Each seed's networks share most of what they get right, as networks of one seed do."""
+    labels = np.zeros(10_000, np.int64)
+    for arm, gain in (("reference", 0.0), ("same", 0.0), ("better", 0.005)):
+        for seed in range(1, 11):
+            shared = np.random.default_rng(seed)
+            chance, own = shared.random(10_000), np.random.default_rng([seed, len(arm)])
+            ease = 0.6 + shared.normal(0, 0.01) + gain
+            # One image in twenty is decided anew by each network.
+            chance = np.where(shared.random(10_000) < 0.05, own.random(10_000), chance)
+            path = run_directories.write(tmp_path / arm / f"seed-{seed}", images=30, epochs=1, seed=seed)
+            save_file(
+                {
+                    "predicted": (chance > ease).astype(np.int64),
+                    "confidence": chance.astype(np.float32),
+                    "labels": labels,
+                },
+                path / "predictions.safetensors",
+            )
+            result = json.loads((path / "evaluation.json").read_text())
+            result["accuracy"] = float((chance <= ease).mean())
+            (path / "evaluation.json").write_text(json.dumps(result))
+    found, _ = arms.below(tmp_path)
+    for always in (False, True):
+        compared = arms.compare(found, always=always)
+        said = dict(zip(("first", "second"), compared["answers"], strict=True))
+        assert all(line.startswith("better is better than ") for line in said.values()), said
+        assert [0.002 < abs(pair["difference"]) < 0.008 for pair in compared["paired"]].count(True) == 2
+        assert arms.is_decided(compared)
+        alone = arms.compare({name: found[name] for name in ("reference", "same")}, always=always)
+        assert alone["answers"][0].startswith("10 seeds cannot tell ")
+        assert not arms.is_decided(alone)
 
 
 def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
