@@ -111,8 +111,8 @@ class Train:
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
-    """steps after which, again and again and before each save, all processes compute the same part of a batch: one that
-    differs is named, and the run ends; null: never"""
+    """steps after which, again and again and before each save, all processes compute the same images of a batch: one
+    that differs is named, and the run ends; null: never"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
