@@ -71,6 +71,10 @@ class Saving:
         by_epoch = settings.every_epochs is not None and ended is not None and ended % settings.every_epochs == 0
         return by_step or by_epoch or ended == self._settings.train.epochs
 
+    def line_due(self, step: int, *, end: bool) -> bool:
+        """Whether a training line is written after optimizer step ``step``; ``end``: of its epoch."""
+        return end or step % self._settings.run.log_every == 0
+
     def overdue(self) -> bool:
         """Whether ``checkpoint.every_seconds`` have passed since the last save; rank zero's clock counts."""
         every = self._settings.checkpoint.every_seconds

@@ -118,7 +118,7 @@ class Trainer:
                 move(count, step=f"{progress.step:,}")
                 end = progress.images == images
                 due = self.saving.due(progress.step, progress.epoch if end else None)
-                if end or progress.step % self.settings.run.log_every == 0:
+                if self.saving.line_due(progress.step, end=end):
                     loss, late = self._write_line()
                     move(0, loss=f"{loss:.4f}")
                     due = due or late
