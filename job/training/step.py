@@ -90,7 +90,8 @@ class Step:
         for i, part in enumerate(parts):
             if self._random:
                 piece = self.group.rank * len(parts) + i
-                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
+                seed = self.settings.train.seed_for("dropout")
+                torch.manual_seed(address(seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
