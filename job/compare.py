@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
         compared = comparison.compare(runs)
         if found := arms.among(runs):
             compared |= arms.compare(found)
+    if said := comparison.of_chance(compared["sources"]):
+        compared["answers"] = [*compared.get("answers", []), *said]
     for one in runs:
         if one.run.unread:
             console.warn(f"{one.name}: {one.run.left_out}")

@@ -109,7 +109,7 @@ def _until_decided(sweep: _Sweep, planned: list[Planned], left: list[Planned], f
         if sweep.stopping or len(names) < 2:
             return "not decided"
         found, _ = arms.below(folder)
-        if arms.is_decided(arms.compare({name: found[name] for name in names}, always=True)):
+        if arms.compare({name: found[name] for name in names}, always=True)["decided"]:
             return "decided"
     return f"not decided with {len(seeds)} seeds, the most that --until-decided allows"
 

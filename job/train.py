@@ -121,7 +121,7 @@ def _train(
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     disk = launcher.node_disk()
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
-    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
+    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed_for("split")))
     assert dataset is not None
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *caveats(settings, dataset.final)))
     console.say(str(dataset), label="data")

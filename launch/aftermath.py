@@ -83,9 +83,9 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
         return come_back(start, reason, PREEMPTED, here=False)
     # srun ends the other ranks, so that the highest status is not always the first.
     if BAD_INPUT in (exit_status, failures[0].status if failures else None):
-        # Rank zero says it for all, but for what another's node lacks.
-        refused = (failure.rank for failure in failures if failure.status == BAD_INPUT)
-        show_errors(start, 0 if error_text(start, 0) else next(refused, 0))
+        # Rank zero says it for all, but not what another's node lacks.
+        ranks = [0, *(failure.rank for failure in failures)]
+        show_errors(start, next((rank for rank in ranks if re.search("^error: ", error_text(start, rank), re.M)), 0))
         return end(start, "not started again: the input has to be mended first", BAD_INPUT)
     exit_status = exit_status if 0 < exit_status < 256 else FAILED
     reason = record_failure(start, failures, messages)

@@ -142,9 +142,7 @@ def usable(nodes: tuple[str, ...]) -> tuple[str, ...]:
     most = max(gpus.values(), default=0)
     for node in nodes:
         if gpus.get(node, -1) < most:
-            why = (
-                f"it has {gpus[node]} of {most} GPUs" if node in gpus else "no task starts there and reaches the others"
-            )
+            why = f"{gpus[node]} of {most} GPUs are seen there" if node in gpus else "no task there reaches the others"
             say(f"{node} is left out: {why}")
     return tuple(node for node in nodes if gpus.get(node) == most)
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path, url
+from job.config.bounds import MANY, MOST_THREADS, number, path, settings_of, url
 from job.config.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[2]
@@ -84,6 +83,22 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedOf:
+    """What draws by a seed of its own; null: by train.seed."""
+
+    split: int | None = number(None, 0, 2**32)
+    """seed of the images that are held out"""
+    weights: int | None = number(None, 0, 2**32)
+    """seed of initial weights"""
+    order: int | None = number(None, 0, 2**32)
+    """seed of the order of images in each epoch"""
+    augmentation: int | None = number(None, 0, 2**32)
+    """seed of changes to images, mixup and cutmix among them"""
+    dropout: int | None = number(None, 0, 2**32)
+    """seed of dropout and its like"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How long and how."""
 
@@ -111,14 +126,21 @@ class Train:
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
-    """steps after which, again and again and before each save, all processes compute the same part of a batch: one that
-    differs is named, and the run ends; null: never"""
+    """steps after which, again and again and before each save, all processes compute the same images of a batch: one
+    that differs is named, and the run ends; null: never"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
+    seed_of: SeedOf = field(default_factory=SeedOf)
+    """seeds of their own, so that between runs one of these differs alone"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
+
+    def seed_for(self, chance: Literal["split", "weights", "order", "augmentation", "dropout"]) -> int:
+        """The seed that ``chance`` is drawn by."""
+        own: int | None = getattr(self.seed_of, chance)
+        return self.seed if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,14 +242,12 @@ class Config:
     run: Run = field(default_factory=Run, metadata=MAY_CHANGE | NO_RECIPE)
 
     def __post_init__(self) -> None:
-        for part in dataclasses.fields(self):
-            section = getattr(self, part.name)
-            for f in dataclasses.fields(section):
-                value, fits = getattr(section, f.name), f.metadata.get("fits")
-                if value is None and "None" not in str(f.type):  # the library takes it for "not given"
-                    raise UserError(f"{part.name}.{f.name}=null", "needs a value")
-                if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
+        for key, value, f, marks in settings_of(self):
+            fits = marks.get("fits")
+            if value is None and "None" not in str(f.type):  # the library takes it for "not given"
+                raise UserError(f"{key}=null", "needs a value")
+            if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
+                raise UserError(f"{key}={value!s:.200}", f"must be {marks['allowed']}")
         if self.run.notify is not None and ("://" in self.run.notify or not self.run.notify.strip()):
             raise UserError(
                 "run.notify holds a web address, or nothing",

@@ -84,7 +84,8 @@ def compare(arms: Arms, *, always: bool = False) -> dict[str, Any]:
     With ``always`` intervals and p values hold however often they were looked at while seeds were added; else they
     hold for a number of seeds that was settled before.
     """
-    both = [pair for pair in itertools.combinations(arms, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
+    asked = _asked(arms)
+    both = [pair for pair in itertools.combinations(asked, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
     pairs = [_pair(first, second, arms, always) for first, second in both]
     known = [pair for pair in pairs if pair["p"] is not None]
     for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
@@ -92,13 +93,24 @@ def compare(arms: Arms, *, always: bool = False) -> dict[str, Any]:
         wanted = seeds_wanted(pair["difference"], pair["deviation"], len(known), always=always)
         pair["seeds_wanted"] = wanted and max(wanted, len(pair["seeds"]) + 1)
     of_each = [_arm(name, runs) for name, runs in arms.items()]
-    return {"arms": of_each, "paired": pairs, "answers": answers(of_each, pairs), "always_valid": always}
+    best, *others = _ranked([arm for arm in of_each if arm["name"] in asked])
+    between = [(other, _between(best, other, pairs)) for other in others]
+    return {
+        "arms": of_each,
+        "paired": pairs,
+        "answers": [_answer(best, other, pair) for other, pair in between],
+        "decided": bool(others) and all(_tells(pair, best) for _, pair in between),
+        "always_valid": always,
+    }
 
 
-def is_decided(compared: Record) -> bool:
-    """Whether what ``compare`` found tells the best of several arms from every other."""
-    best, *others = _ranked(compared["arms"])
-    return bool(others) and all(_tells(_between(best, other, compared["paired"]), best) for other in others)
+def _asked(arms: Arms) -> list[str]:
+    """Names of the arms less those that differ from another only in which seeds vary: these tell where chance is."""
+    questions = {name: comparison.question(next(iter(runs.values()))) for name, runs in arms.items()}
+    fullest: dict[str, dict[str, int]] = {}
+    for recipe, own in sorted(questions.values(), key=lambda question: len(question[1])):
+        fullest.setdefault(recipe, own)
+    return [name for name, (recipe, own) in questions.items() if fullest[recipe] == own]
 
 
 def _arm(name: str, runs: Mapping[int, Finished]) -> Record:
@@ -241,12 +253,6 @@ def _unpaired(half: float, first: float, second: float) -> int | None:
     spread = math.hypot(first, second)
     counts = range(2, MOST_SEEDS + 1)
     return next((n for n in counts if t.ppf((1 + LEVEL) / 2, 2 * n - 2) * spread / math.sqrt(n) <= half), None)
-
-
-def answers(arms: Sequence[Record], pairs: Sequence[Record]) -> list[str]:
-    """In one sentence each, what the comparison says: the best arm against every other."""
-    best, *others = _ranked(arms)
-    return [_answer(best, other, _between(best, other, pairs)) for other in others]
 
 
 def _ranked(arms: Sequence[Record]) -> list[str]:

@@ -58,7 +58,8 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
     from job.models import registry
 
     size = settings.data.image_size
-    return registry.build(settings.model, classes=len(classes), image_size=size, seed=settings.train.seed)
+    seed = settings.train.seed_for("weights")
+    return registry.build(settings.model, classes=len(classes), image_size=size, seed=seed)
 
 
 def positions(run: Path) -> dict[int, Record]:
@@ -86,7 +87,7 @@ def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ..
     if not same:
         differences += [f"the images differ: fingerprint {str(known)[:12]} -> {fingerprint[:12]}"]
     if split != "test" or not same:  # a test split may be drawn, and another draw may have what was trained on
-        before, now = flat(to_dict(own)), flat(to_dict(settings))
+        before, now = (flat(to_dict(one)) | {"train.seed": one.train.seed_for("split")} for one in (own, settings))
         keys = ("data.validation", "data.test", "data.hold_out", "train.seed")
         differences += [f"{key}: {before[key]} -> {now[key]}" for key in keys if before[key] != now[key]]
     if differences:

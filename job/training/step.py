@@ -46,7 +46,7 @@ class Step:
         # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = optimizers.trained(model)
-        self._norms = frozen.normalised(model)
+        self._norms, self._buffers = frozen.normalised(model), frozen.moving(model)
         kinds = {type(module).__name__.lower() for module in model.modules()}
         self._random = any("drop" in kind or "stochastic" in kind for kind in kinds)
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
@@ -54,7 +54,7 @@ class Step:
             model.compile()
         self._wrapped: Any = model
         at_once = choices.sums in ("flat", "ordered")
-        self._exchange = Exchange(settings, self._parameters, group, choices) if at_once else None
+        self._exchange = Exchange(settings, self._parameters, group, choices, self._buffers) if at_once else None
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
@@ -85,15 +85,18 @@ class Step:
         work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        if self._exchange:
+            self._exchange.begin()
         for i, part in enumerate(parts):
             if self._random:
                 piece = self.group.rank * len(parts) + i
-                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
+                seed = self.settings.train.seed_for("dropout")
+                torch.manual_seed(address(seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
             if self._exchange:
-                self._exchange.collect(i)
+                self._exchange.collect(i, part.weight * len(part.rows))
         if self._exchange:
             self._exchange.give()
         work.update()
@@ -127,7 +130,7 @@ class Step:
     def _loss(self, part: Part, network: Any) -> Tensor:
         """The part's share of the mean loss over the global batch: float32 []."""
         if len(part.rows) == 1 and self._norms:  # one image has no variance
-            with _without_trace(self._norms):
+            with _without_trace(self._buffers):
                 return self._loss(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2), network)
         images, labels = self.batches.fetch(part.rows)
         with self.group.accelerator.autocast():
@@ -181,11 +184,9 @@ def balanced(labels: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _without_trace(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Let what ``norms`` see within leave their running statistics as they are."""
-    momenta: list[Any] = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # type: ignore[assignment]
+def _without_trace(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Leave statistics among ``buffers`` as they are, whatever is seen within."""
+    before = [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
     yield
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for buffer, value in before:
+        buffer.copy_(value)

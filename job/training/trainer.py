@@ -102,8 +102,9 @@ class Trainer:
         self._last_line = time.monotonic()
         frozen.train(self.model)
         pieces = self.settings.parts(self.group.world_size)
+        seeds = {"seed": settings.seed_for("order"), "augmentation": settings.seed_for("augmentation")}
         batches = self.batches["train"].training(
-            seed=settings.seed, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
+            **seeds, epoch=progress.epoch, start=progress.images, batch_size=size, parts=pieces
         )
         beyond = (settings.epochs - progress.epoch) * images
         name = f"epoch {progress.epoch}/{settings.epochs}"
@@ -250,8 +251,8 @@ def _network(
 
     Rank zero has the right weights: those of the state ``saved``, or, where a run ``begins``, those before training.
     """
-    size, classes = dataset.image_size, len(dataset.classes)
-    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+    size, classes, seed = dataset.image_size, len(dataset.classes), settings.train.seed_for("weights")
+    model = registry.build(settings.model, classes=classes, image_size=size, seed=seed)
     load = partial(weights.pretrained, settings.model, model, download=settings.data.download)
     loaded = group.guarded(load, on=group.is_rank_zero and begins) or []
     chosen = form.fast(model, settings, image_size=size, device=group.device)

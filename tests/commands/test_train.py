@@ -265,6 +265,31 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
         assert torch.allclose(value, model.state_dict()[key], atol=1e-3), key
 
 
+def test_each_thing_that_is_drawn_has_a_seed_of_its_own_and_no_other_is_used(small: list[str], tmp_path: Path) -> None:
+    """Dropout, augmentation, order, weights and split, each alone; and with seeds of all, train.seed is nothing."""
+
+    def losses(seed: int, **seeds: int) -> list[Any]:
+        run = tmp_path / "-".join(map(str, (seed, *seeds)))
+        of = [f"--train.seed_of.{name}={value}" for name, value in seeds.items()]
+        # On GPUs and CPUs alike it has dropout and needs no more than 32 pixels.
+        what = [
+            "--model.name=mobilenet_v3_small",
+            "--data.augment=[flip,crop]",
+            "--train.mixup=0.2",
+            "--run.log_every=1",
+        ]
+        sizes = ["--train.epochs=1", "--train.batch_size=172"]
+        done = run_job("train.py", *small, *what, *sizes, f"--train.seed={seed}", *of, f"--run.dir={run}")
+        assert done.returncode == 0, done.stderr
+        return [line["loss"] for line in metrics(run)]
+
+    five = ("split", "weights", "order", "augmentation", "dropout")
+    seven = losses(7)
+    assert losses(8, **dict.fromkeys(five, 7)) == seven
+    for name in five:
+        assert losses(7, **{name: 8}) != seven, name
+
+
 def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small: list[str], tmp_path: Path) -> None:
     def train(run: Path, processes: int, epochs: int) -> tuple[Any, ...]:
         finished = run_job(

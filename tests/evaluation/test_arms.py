@@ -101,10 +101,10 @@ def test_half_a_point_is_found_among_simulated_predictions_and_nothing_where_the
         said = dict(zip(("first", "second"), compared["answers"], strict=True))
         assert all(line.startswith("better is better than ") for line in said.values()), said
         assert [0.002 < abs(pair["difference"]) < 0.008 for pair in compared["paired"]].count(True) == 2
-        assert arms.is_decided(compared)
+        assert compared["decided"]
         alone = arms.compare({name: found[name] for name in ("reference", "same")}, always=always)
         assert alone["answers"][0].startswith("10 seeds cannot tell ")
-        assert not arms.is_decided(alone)
+        assert not alone["decided"]
 
 
 def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
@@ -131,8 +131,7 @@ def test_a_difference_is_found_and_where_there_is_none_it_says_how_many_seeds_wo
     assert better.endswith(" points (4 seeds)")
     (pair,) = (pair for pair in compared["paired"] if {pair["first"], pair["second"]} == {"worse", "much like"})
     assert pair["p_holm"] > 0.05
-    names = {arm["name"]: arm for arm in compared["arms"]}
-    alone = arms.answers([names["worse"], names["much like"]], compared["paired"])
+    alone = arms.compare({name: found[name] for name in ("worse", "much like")})["answers"]
     assert alone[0].startswith("4 seeds cannot tell ")
     assert alone[0].endswith(" would")
 
@@ -162,6 +161,43 @@ def test_where_each_seed_has_test_images_of_its_own_there_is_no_interval_over_im
     (pair,) = arms.compare(arms.below(tmp_path)[0])["paired"]
     assert pair["half_width_images"] is None
     assert pair["half_width"] > 0
+
+
+def test_the_deviation_of_each_source_of_chance_is_that_of_runs_which_differ_in_it_alone(tmp_path: Path) -> None:
+    sources, seeds = ("split", "weights", "order"), (1, 2, 3, 4)
+    skills = np.random.default_rng(0).uniform(0.4, 0.7, (4, len(seeds)))
+    fixed = dict.fromkeys(comparison.SOURCES, 42)
+    for varied, of_arm in zip(("all", *sources), skills, strict=True):
+        own = {name: seed for name, seed in fixed.items() if varied not in ("all", name)}
+        for seed, skill in zip(seeds, of_arm, strict=True):
+            run_directories.write(tmp_path / varied / f"seed-{seed}", seed=seed, skill=skill, images=600, **own)
+    found, _ = arms.below(tmp_path)
+    runs = [one for by_seed in found.values() for one in by_seed.values()]
+    rows = {row["source"]: row for row in comparison.sources(runs)}
+    assert sorted(rows) == ["all", "order", "split", "weights"]
+    for varied, row in rows.items():
+        accuracies = [one.result["accuracy"] for one in found[varied].values()]
+        assert (row["runs"], row["deviation"]) == (4, pytest.approx(np.std(accuracies, ddof=1)))
+        low, high = row["interval"]  # the variance's, as in a textbook
+        assert scipy.stats.chi2.cdf(3 * (row["deviation"] / np.array([high, low])) ** 2, 3) == pytest.approx(
+            [0.025, 0.975]
+        )
+    compared = arms.compare(found)  # they answer nothing else
+    assert (compared["paired"], compared["answers"], compared["decided"]) == ([], [], False)
+    (said,) = comparison.of_chance(comparison.sources(runs))
+    assert said.startswith("chance in simple_cnn, deviation in points: ")
+    assert f"order {100 * rows['order']['deviation']:.2f}" in said
+
+    # The other way: train.seed stays, and one seed of its own differs, here beside two values of the others.
+    paths = [
+        run_directories.write(tmp_path / f"{seed}-{own}", seed=seed, skill=skills[seed, own], images=600, dropout=own)
+        for seed in (1, 2)
+        for own in (1, 2, 3)
+    ]
+    (row,) = comparison.sources(comparison.read(paths))
+    accuracies = np.array([one.result["accuracy"] for one in comparison.read(paths)]).reshape(2, 3)
+    assert row["source"] == "dropout"
+    assert row["deviation"] == pytest.approx(np.sqrt(accuracies.var(1, ddof=1).mean()))
 
 
 def test_any_runs_that_pair_by_seed_are_arms_called_by_what_differs(tmp_path: Path) -> None:

@@ -92,7 +92,8 @@ def beyond() -> list[Bad]:
 
 
 def nulls() -> list[Bad]:
-    without = [key.split(".") for key, (hint, _) in SETTINGS.items() if type(None) not in typing.get_args(hint)]
+    needed = [key for key, (hint, _) in SETTINGS.items() if type(None) not in typing.get_args(hint)]
+    without = [key.split(".") for key in needed if not dataclasses.is_dataclass(SETTINGS[key][0])]
     return [
         Bad("train.py --config=HERE/c", f"{section}.{name}=null: needs", file("c", f"{section}: {{{name}: null}}"))
         for section, name in without

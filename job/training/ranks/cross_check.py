@@ -37,12 +37,12 @@ class CrossCheck:
         )
 
     def __call__(self, part: Part, step: int) -> None:
-        """Compare what all ranks make of one rank's ``part``, another's at each check.
+        """Compare what all ranks make of half of one rank's ``part``, another's at each check.
 
         Raises FailedError on all ranks, where one's weights or gradient after ``step`` steps are not the others'.
         """
         size = self._group.world_size
-        rows = self._group.gathered(part.rows.tolist())[step % size]
+        rows = self._group.gathered(part.rows[::2].tolist())[step % size]  # all would cost twice as much
         same = Part(torch.tensor(rows, device=part.rows.device), 1 / len(rows))
         first = self._answers(same, step)
         if len(set(first)) > 1:
