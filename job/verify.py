@@ -187,7 +187,8 @@ def _judged(outcome: Outcome, run: Run) -> tuple[str, str]:
     equal = f"{outcome.equal} fingerprint{'s' if outcome.equal != 1 else ''}"
     if outcome.differs:
         step, was, is_ = outcome.differs
-        return f"{equal} that are equal", f"step {step:,} differs: {was} -> {is_ or 'nothing, training ends before it'}"
+        equal = f"{equal} that {'is' if outcome.equal == 1 else 'are'} equal" if outcome.equal else ""
+        return equal, f"step {step:,} differs: {was} -> {is_ or 'nothing, training ends before it'}"
     if outcome.predictions is None or run.evaluation is None:
         return equal, ""
     result, split = run.evaluation, run.evaluation["split"]
