@@ -146,7 +146,7 @@ def preflight(settings: Config, shape: Shape, name: str, asked: dict[str, str]) 
     _look(checks, "software", environment.software)
     _look(checks, "processes", lambda: _processes(settings, shape))
     data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
-    load = partial(datasets.load, data, settings.train.seed, node_disk=disk)
+    load = partial(datasets.load, data, settings.train.seed_for("split"), node_disk=disk)
     dataset = _look(checks, "data", lambda: load(log=lambda line: None), lambda dataset: f"{dataset}, verified")
     for note in dataset.notes if dataset else ():
         checks.append(Check("data", "note", note))
@@ -208,7 +208,7 @@ def _model(settings: Config, shape: Shape, classes: int) -> tuple[nn.Module, str
     import torch
 
     size, device = settings.data.image_size, torch.device("cuda" if shape.on_gpus(settings) else "cpu")
-    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed)
+    model = registry.build(settings.model, classes=classes, image_size=size, seed=settings.train.seed_for("weights"))
     loaded = weights.pretrained(settings.model, model, download=False)
     form.fast(model, settings, image_size=size, device=device)
     frozen.freeze(model, settings)

@@ -47,7 +47,9 @@ def main(argv: list[str]) -> int:
         for line in left_out:
             console.warn(line)
         runs = [one for by_seed in found.values() for one in by_seed.values()]
-        compared = comparison.compare(runs, pairs=False) | arms.compare(found)
+        compared = comparison.compare(runs, pairs=False) | arms.compare(
+            found, always=(options.sweep / arms.LOOKED_AT).exists()
+        )
     else:
         chosen, left_out = comparison.choose(options.run)
         for line in left_out:
@@ -56,6 +58,8 @@ def main(argv: list[str]) -> int:
         compared = comparison.compare(runs)
         if found := arms.among(runs):
             compared |= arms.compare(found)
+    if said := comparison.of_chance(compared["sources"]):
+        compared["answers"] = [*compared.get("answers", []), *said]
     for one in runs:
         if one.run.unread:
             console.warn(f"{one.name}: {one.run.left_out}")

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
         return str(datasets.prepare(settings.data, console.bar, console.say, deep=own or "ask"))
 
     stored = group.once_a_node(prepared)
-    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed)
+    dataset = datasets.mapped(Path(stored), settings.data, settings.train.seed_for("split"))
     split = split or dataset.final
     classes, path = tuple(names), run / f"evaluation-{split}.json"
     origin = Origin(world_size=group.world_size, checkpoint=None, data=dataset.fingerprint)

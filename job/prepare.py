@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     registry.builder(settings.model.name)
     console = Console()
-    dataset = datasets.load(settings.data, settings.train.seed, console.bar, console.say)
+    dataset = datasets.load(settings.data, settings.train.seed_for("split"), console.bar, console.say)
     console.say(f"{dataset}, verified")
     for note in dataset.notes:
         console.warn(note)

@@ -21,6 +21,7 @@ The settings follow, by section.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -106,6 +107,7 @@ def _train(
     from job.models import footprint
     from job.runs import environment, tracking
     from job.training.evaluated import caveats
+    from job.training.saving import Saving
     from job.training.trainer import Trainer
 
     processes, nodes = group.gathered(environment.of_process(group)), nodes_looked_at(group)
@@ -119,7 +121,7 @@ def _train(
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     disk = launcher.node_disk()
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
-    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
+    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed_for("split")))
     assert dataset is not None
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *caveats(settings, dataset.final)))
     console.say(str(dataset), label="data")
@@ -127,7 +129,8 @@ def _train(
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
-    trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
+    saving = Saving(settings, group, preemption, console, directory)
+    trainer = Trainer(settings, dataset, group, preemption, console, saving)
     group.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)
@@ -198,7 +201,8 @@ def _report(directory: RunDirectory, console: Console) -> None:
         if runs == REPOSITORY / "runs" or (runs / "index.html").exists():  # else it is somebody else's folder
             index_page.write(runs)
     except Exception as error:
-        console.warn(f"no report ({first_line(error)}); `python job/report.py {directory.path}` tries again")
+        again = shlex.join(["python", "job/report.py", str(directory.path)])
+        console.warn(f"no report ({first_line(error)}); `{again}` tries again")
 
 
 def _show(result: Evaluation, console: Console, path: Path) -> None:
@@ -207,7 +211,8 @@ def _show(result: Evaluation, console: Console, path: Path) -> None:
     console.result(result)
     names = ("evaluation.json", "metrics.jsonl", "model.safetensors", "report.html", "log.txt")
     there = listed([name for name in names if (path / name).exists()])
-    console.say(f"wrote {there} to {path}; next: open its report.html, or python job/predict.py {path} IMAGE")
+    then = shlex.join(["python", "job/predict.py", "--run", str(path), "IMAGE"])
+    console.say(f"wrote {there} to {path}; next: open its report.html, or {then}")
 
 
 def _show_again(result: Evaluation, settings: Config, directory: RunDirectory, console: Console) -> None:

@@ -20,9 +20,12 @@ from allocation import Allocation, run_client, say, show, show_job, usable
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
 LOST = re.compile(
-    r"^error: (?:lost contact with )?rank (\d+)[\d, ]* of \d+ (?:on \S+, which |(?=never came))(.*)", re.MULTILINE
+    r"^error: (?:lost contact with )?rank (\d+)[\d, ]* of \d+ (?:on \S+(?:, which | (?=misc))|(?=never came))(.*)",
+    re.MULTILINE,
 )
-"""what job/distributed/ has found out"""
+"""what job/ has found out"""
+MISCOMPUTES = re.compile(r"rank \d+ of \d+ on (\S+) miscomputes: .*")
+"""what job/training/ranks/cross_check.py says of one rank alone"""
 PATIENCE = 3
 """requeues in a row that bring no new checkpoint, after which the job gives up"""
 
@@ -164,13 +167,15 @@ def fitting(start: Start) -> tuple[str, ...]:
 
 
 def healthy(run: Path, nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``nodes`` that the newest start did not find slow (job/distributed/handshake.py); all if it did so."""
+    """Those of ``nodes`` that the newest start did not find slow, nor to miscompute; all if it did so of all."""
     slow = read_json(run / "environment.json").get("slow_nodes")
-    found = [node for node in nodes if isinstance(slow, dict) and node in slow]
+    wrong = MISCOMPUTES.fullmatch(str(read_json(run / "status.json").get("error")))
+    unfit = (slow if isinstance(slow, dict) else {}) | ({wrong[1]: "it miscomputes"} if wrong else {})
+    found = [node for node in nodes if node in unfit]
     if len(found) == len(nodes):
         return nodes
     for node in found:
-        say(f"{node} is left out: {slow[node]}")
+        say(f"{node} is left out: {unfit[node]}")
     return tuple(node for node in nodes if node not in found)
 
 

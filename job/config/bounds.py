@@ -1,13 +1,16 @@
-"""What a setting may hold, said at the setting itself."""
+"""What a setting may hold, said at the setting itself, and read there."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import re
 import urllib.parse
+from collections.abc import Iterator, Mapping
 from dataclasses import field
+from types import MappingProxyType
 from typing import Any
 
 MANY = 10**6 + 1
@@ -61,3 +64,15 @@ def url(default: str | None, **marks: Any) -> Any:
     return field(
         default=default, metadata={"fits": fits, "allowed": "null, or http://..., https://... or file:///...", **marks}
     )
+
+
+def settings_of(
+    section: Any, above: str = "", given: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[tuple[str, Any, dataclasses.Field[Any], Mapping[str, Any]]]:
+    """Each setting of ``section`` with its dotted key, its field, and that field's marks and those of its sections."""
+    for f in dataclasses.fields(section):
+        key, value, marks = above + f.name, getattr(section, f.name), {**given, **f.metadata}
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, f"{key}.", marks)
+        else:
+            yield key, value, f, marks

@@ -116,9 +116,17 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(exit_on_error=False, formatter_class=_Help, usage=usage)
     parser.add_argument("--config", action="config", help="YAML file of settings; a setting given after it wins")
     parser.add_class_arguments(Config, nested_key=None)
-    for section in dataclasses.fields(Config):  # as an option of its own it would be a file's name
-        parser._option_string_actions[f"--{section.name}"].help = argparse.SUPPRESS
+    for section in _known()[1]:  # as an option of its own it would be a file's name
+        parser._option_string_actions[f"--{section}"].help = argparse.SUPPRESS
     return parser
+
+
+@functools.cache
+def _known() -> tuple[list[str], list[str]]:
+    """Dotted keys of all settings, and of all sections."""
+    keys = list(flat(to_dict(Config())))
+    parts = (key.split(".") for key in keys)
+    return keys, list(dict.fromkeys(".".join(part[:n]) for part in parts for n in range(1, len(part))))
 
 
 def _parts(argv: Sequence[str]) -> list[dict[str, Any] | list[str]]:
@@ -152,7 +160,7 @@ def _parts(argv: Sequence[str]) -> list[dict[str, Any] | list[str]]:
 
 def _check_value(name: str, text: str) -> None:
     """Say what the library would choke on. What is no YAML is text, and its business."""
-    if "." not in name:  # it would take the value for the name of a file
+    if name in _known()[1]:  # it would take the value for the name of a file
         raise UserError(f"--{name} is a section", f"give its settings one by one, as --{name}.key value")
     if len(text) > LONGEST_VALUE:
         raise UserError(f"--{name}", f"has more than {LONGEST_VALUE} characters")
@@ -189,13 +197,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_keys(settings: dict[str, Any], where: str) -> None:
     for key in (*flat(settings), *map(str, settings)):
         _check_key(key, where)
-    for section, values in settings.items():
-        if not isinstance(values, dict):
-            raise UserError(f"{section}={_shown(values)} in {where}", "must be a section of settings")
+    for key, value in flat(settings).items():
+        if key in _known()[1]:
+            raise UserError(f"{key}={_shown(value)} in {where}", "must be a section of settings")
 
 
 def _check_key(key: str, where: str) -> None:
-    known = [*flat(to_dict(Config())), *(f.name for f in dataclasses.fields(Config))]
+    known = [key for keys in _known() for key in keys]
     if key in known:
         return
     tails = {k.rpartition(".")[2]: k for k in known if "." in k}

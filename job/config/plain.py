@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from job.config.bounds import settings_of
 from job.config.settings import MAY_CHANGE, NO_RECIPE, Config
 
 
@@ -35,13 +36,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 def _without(mark: dict[str, bool], config: Config) -> dict[str, Any]:
     """The settings without ``mark``, with dotted keys."""
-    sections = [(f.name, f.metadata, getattr(config, f.name)) for f in dataclasses.fields(config)]
-    keys = {
-        f"{name}.{f.name}"
-        for name, marks, section in sections
-        for f in dataclasses.fields(section)
-        if not mark.items() <= {**marks, **f.metadata}.items()
-    }
+    keys = {key for key, _, _, marks in settings_of(config) if not mark.items() <= marks.items()}
     return {key: value for key, value in flat(to_dict(config)).items() if key in keys}
 
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from job.config.bounds import MANY, MOST_THREADS, number, path, url
+from job.config.bounds import MANY, MOST_THREADS, number, path, settings_of, url
 from job.config.errors import UserError
 
 _ABOVE = Path(__file__).resolve().parents[2]
@@ -84,6 +83,22 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeedOf:
+    """What draws by a seed of its own; null: by train.seed."""
+
+    split: int | None = number(None, 0, 2**32)
+    """seed of the images that are held out"""
+    weights: int | None = number(None, 0, 2**32)
+    """seed of initial weights"""
+    order: int | None = number(None, 0, 2**32)
+    """seed of the order of images in each epoch"""
+    augmentation: int | None = number(None, 0, 2**32)
+    """seed of changes to images, mixup and cutmix among them"""
+    dropout: int | None = number(None, 0, 2**32)
+    """seed of dropout and its like"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train:
     """How long and how."""
 
@@ -110,12 +125,22 @@ class Train:
     evaluated and written in place of the weights themselves; null: none"""
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
+    cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
+    """steps after which, again and again and before each save, all processes compute the same images of a batch: one
+    that differs is named, and the run ends; null: never"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
+    seed_of: SeedOf = field(default_factory=SeedOf)
+    """seeds of their own, so that between runs one of these differs alone"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
+
+    def seed_for(self, chance: Literal["split", "weights", "order", "augmentation", "dropout"]) -> int:
+        """The seed that ``chance`` is drawn by."""
+        own: int | None = getattr(self.seed_of, chance)
+        return self.seed if own is None else own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +242,12 @@ class Config:
     run: Run = field(default_factory=Run, metadata=MAY_CHANGE | NO_RECIPE)
 
     def __post_init__(self) -> None:
-        for part in dataclasses.fields(self):
-            section = getattr(self, part.name)
-            for f in dataclasses.fields(section):
-                value, fits = getattr(section, f.name), f.metadata.get("fits")
-                if value is None and "None" not in str(f.type):  # the library takes it for "not given"
-                    raise UserError(f"{part.name}.{f.name}=null", "needs a value")
-                if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
-                    raise UserError(f"{part.name}.{f.name}={value!s:.200}", f"must be {f.metadata['allowed']}")
+        for key, value, f, marks in settings_of(self):
+            fits = marks.get("fits")
+            if value is None and "None" not in str(f.type):  # the library takes it for "not given"
+                raise UserError(f"{key}=null", "needs a value")
+            if fits and not all(map(fits, value if isinstance(value, tuple) else [value])):
+                raise UserError(f"{key}={value!s:.200}", f"must be {marks['allowed']}")
         if self.run.notify is not None and ("://" in self.run.notify or not self.run.notify.strip()):
             raise UserError(
                 "run.notify holds a web address, or nothing",
@@ -236,6 +259,10 @@ class Config:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
+        if self.train.cross_check and not self.train.deterministic:
+            raise UserError(
+                "train.cross_check with train.deterministic=false", "the same bits come from no device then"
+            )
         if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
             raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
@@ -245,6 +272,8 @@ class Config:
             )
         if self.data.labels is not None and self.data.source != "folder":
             raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
+        if self.data.url is not None and self.data.source != "cifar10":
+            raise UserError(f"data.url with data.source={self.data.source}", "use data.source cifar10, or null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
             raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:

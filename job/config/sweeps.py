@@ -39,9 +39,10 @@ class Planned:
         return Path(self.settings.run.dir or "")
 
 
-def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
+def read(file: Path, runs: Path = REPOSITORY / "runs", most: int | None = None) -> list[Planned]:
     """All runs of the sweep in ``file``, seed by seed, in directories ``runs/<sweep>/<arm>/seed-<n>``.
 
+    With ``most`` they have so many seeds: those in the file, and then the numbers after the largest.
     Raises UserError, with the arm, for all that is wrong with any of them.
     """
     try:
@@ -56,7 +57,8 @@ def read(file: Path, runs: Path = REPOSITORY / "runs") -> list[Planned]:
     whole = [seed for seed in seeds if type(seed) is int] if isinstance(seeds, list) else []
     if not isinstance(seeds, list) or not whole or list(dict.fromkeys(whole)) != seeds:
         raise UserError(f"{file}: seeds={seeds}", "give a list of different whole numbers, such as [1, 2, 3]")
-    _require_few(file, len(arms) * len(seeds))
+    _require_few(file, len(arms) * (most or len(seeds)))
+    seeds = [*seeds, *(max(seeds) + i for i in range(1, (most or 0) + 1))][: most or len(seeds)]
     planned = {arm: _planned(file, base, arm, settings) for arm, settings in arms.items()}
     found = []
     for seed, arm in itertools.product(seeds, arms):

@@ -68,16 +68,20 @@ class Batches:
             return None
         return Mix(self._train, self._split, self._classes, self._device)
 
-    def training(self, *, seed: int, epoch: int, start: int, batch_size: int, parts: int) -> Iterator[list[Part]]:
+    def training(
+        self, *, seed: int, epoch: int, start: int, batch_size: int, parts: int, augmentation: int | None = None
+    ) -> Iterator[list[Part]]:
         """This rank's ``parts`` of each global batch of an epoch, from the ``start``-th image of the epoch on.
 
         ``batch_size`` images over all ranks, fewer in the last batch. The batch is cut into ranks times parts pieces in
-        one order, so that the pieces are the same for any number of ranks that has as many.
+        one order, so that the pieces are the same for any number of ranks that has as many. Images are changed by the
+        seed ``augmentation``, where that is not ``seed``.
         """
         order = epoch_order(self._indices, seed=seed, epoch=epoch).to(self.device)
-        self._augment.draw(seed=seed, epoch=epoch)
+        changes = seed if augmentation is None else augmentation
+        self._augment.draw(seed=changes, epoch=epoch)
         if self._mix is not None:
-            self._mix.draw(seed=seed, epoch=epoch)
+            self._mix.draw(seed=changes, epoch=epoch)
         first = self._rank * parts
         for begin in range(start, len(order), batch_size):
             whole = order[begin : begin + batch_size]

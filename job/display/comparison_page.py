@@ -41,7 +41,12 @@ def tables(comparison: Record) -> list[Table]:
         best = max(runs, key=lambda run: run["accuracy"])["name"]
         pairs, note = [pair for pair in pairs if best in (pair["first"], pair["second"])], f"of each run with {best}."
     shown = [_arms(comparison), _paired(comparison), _paired_classes(comparison)] if "arms" in comparison else []
-    shown += [_runs(runs), _repetitions([] if shown else repetitions), _pairs(pairs, note)]
+    shown += [
+        _sources(comparison["sources"]),
+        _runs(runs),
+        _repetitions([] if shown else repetitions),
+        _pairs(pairs, note),
+    ]
     shown += [_classes(comparison)] if few else []
     return [table for table in shown if table.rows]
 
@@ -135,6 +140,25 @@ def _repetitions(groups: list[Record]) -> Table:
     return _table("over", "Over seeds", rows, "Runs of the same recipe that differ in nothing but the seed.")
 
 
+def _sources(found: list[Record]) -> Table:
+    whole = {row["model"]: row["deviation"] for row in found if row["source"] == "all"}
+    rows = [
+        {
+            "model": row["model"],
+            "differs": "all seeds" if row["source"] == "all" else f"{row['source']} alone",
+            "runs": str(row["runs"]),
+            "deviation, points": f"{100 * row['deviation']:.2f}",
+            "95%": f"{100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}",
+            "of the variance": percent((row["deviation"] / of_all) ** 2, 0)
+            if (of_all := whole.get(row["model"]))
+            else NOTHING,
+        }
+        for row in found
+    ]
+    note = "Runs of one recipe that differ in one seed alone. What sources do together is the rest."
+    return _table("sources", "Where chance comes from", rows, note)
+
+
 def _arms(comparison: Record) -> Table:
     rows = [
         {
@@ -176,12 +200,13 @@ def _paired(comparison: Record) -> Table:
         }
         for pair in _best_pairs(comparison)
     ]
+    how = "always valid, since seeds were added until it was decided" if comparison["always_valid"] else "Student's t"
     return _table(
         "paired",
         "Arms against each other, paired by seed",
         rows,
         "Second less first. The larger of the two intervals is where chance comes from: what other seeds would give on "
-        "these test images (Student's t), and what other test images would give of these runs.",
+        f"these test images ({how}), and what other test images would give of these runs.",
     )
 
 

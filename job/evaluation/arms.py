@@ -29,6 +29,10 @@ Arms = Mapping[str, Mapping[int, Finished]]
 LEVEL, POWER = 0.95, 0.8
 MOST_SEEDS = 1000
 """beyond which a difference is of no use"""
+LOOKED_AT = "looked-at"
+"""file in a sweep's directory: seeds were added until its question was decided, so that intervals must hold at any"""
+SPREAD = 10.0
+"""of differences, in squared deviations: always-valid intervals are narrowest for differences of three deviations"""
 _SEED = re.compile(r"seed-(-?\d+)")
 
 
@@ -74,17 +78,39 @@ def _called(key: str, value: Any) -> str:
     return str(value) if key == "model.name" else f"{key.rpartition('.')[2]} {value}"
 
 
-def compare(arms: Arms) -> dict[str, Any]:
-    """What ``comparison.json`` says of arms: of each, of every pair that shares seeds, and in a sentence each."""
-    both = [pair for pair in itertools.combinations(arms, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
-    pairs = [_pair(first, second, arms) for first, second in both]
+def compare(arms: Arms, *, always: bool = False) -> dict[str, Any]:
+    """What ``comparison.json`` says of arms: of each, of every pair that shares seeds, and in a sentence each.
+
+    With ``always`` intervals and p values hold however often they were looked at while seeds were added; else they
+    hold for a number of seeds that was settled before.
+    """
+    asked = _asked(arms)
+    both = [pair for pair in itertools.combinations(asked, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
+    pairs = [_pair(first, second, arms, always) for first, second in both]
     known = [pair for pair in pairs if pair["p"] is not None]
     for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
         pair["p_holm"] = p
-        wanted = seeds_wanted(pair["difference"], pair["deviation"], tests=len(known))
+        wanted = seeds_wanted(pair["difference"], pair["deviation"], len(known), always=always)
         pair["seeds_wanted"] = wanted and max(wanted, len(pair["seeds"]) + 1)
     of_each = [_arm(name, runs) for name, runs in arms.items()]
-    return {"arms": of_each, "paired": pairs, "answers": answers(of_each, pairs)}
+    best, *others = _ranked([arm for arm in of_each if arm["name"] in asked])
+    between = [(other, _between(best, other, pairs)) for other in others]
+    return {
+        "arms": of_each,
+        "paired": pairs,
+        "answers": [_answer(best, other, pair) for other, pair in between],
+        "decided": bool(others) and all(_tells(pair, best) for _, pair in between),
+        "always_valid": always,
+    }
+
+
+def _asked(arms: Arms) -> list[str]:
+    """Names of the arms less those that differ from another only in which seeds vary: these tell where chance is."""
+    questions = {name: comparison.question(next(iter(runs.values()))) for name, runs in arms.items()}
+    fullest: dict[str, dict[str, int]] = {}
+    for recipe, own in sorted(questions.values(), key=lambda question: len(question[1])):
+        fullest.setdefault(recipe, own)
+    return [name for name, (recipe, own) in questions.items() if fullest[recipe] == own]
 
 
 def _arm(name: str, runs: Mapping[int, Finished]) -> Record:
@@ -101,13 +127,14 @@ def _arm(name: str, runs: Mapping[int, Finished]) -> Record:
     }
 
 
-def _pair(first: str, second: str, arms: Arms) -> Record:
+def _pair(first: str, second: str, arms: Arms, always: bool) -> Record:
     """Second less first, over the seeds that both have."""
     seeds = sorted(set(arms[first]) & set(arms[second]))
     a, b = ([arms[name][seed] for seed in seeds] for name in (first, second))
     gained = [two.right.astype(np.float64) - one.right for one, two in zip(a, b, strict=True)]
     differences = np.array([of_seed.mean() for of_seed in gained])
-    mean, half = float(differences.mean()), float(half_width(differences)) if len(seeds) > 1 else None
+    mean, half = float(differences.mean()), float(half_width(differences, always=always)) if len(seeds) > 1 else None
+    half = half if half is not None and math.isfinite(half) else None
     same = all(
         np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
     )
@@ -125,7 +152,7 @@ def _pair(first: str, second: str, arms: Arms) -> Record:
         "difference": mean,
         "half_width": half,
         "half_width_images": None if of_images is None else _of_images(of_images),
-        "p": p_value(differences) if len(seeds) > 1 else None,
+        "p": p_value(differences, always=always) if len(seeds) > 1 else None,
         "p_holm": None,
         "deviation": deviation,
         "seeds_wanted": None,
@@ -139,28 +166,53 @@ def _of_images(gained: NDArray[np.float64]) -> float:
     return 1.959963984540054 * float(gained.std(ddof=1)) / math.sqrt(len(gained))
 
 
-def half_width(differences: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Half of the 95% interval of the mean of paired ``differences`` [..., seeds]: Student's t, one degree less.
-
-    Student, "The probable error of a mean", Biometrika 6 (1908), p. 1; quantiles by ``scipy.stats.t``.
-    """
-    from scipy.stats import t
-
+def half_width(differences: NDArray[np.float64], *, always: bool = False) -> NDArray[np.float64]:
+    """Half of the 95% interval of the mean of paired ``differences`` [..., seeds], by ``critical``."""
     count = differences.shape[-1]
-    return np.asarray(t.ppf((1 + LEVEL) / 2, count - 1) * differences.std(axis=-1, ddof=1) / math.sqrt(count))
+    beyond = critical(count, 1 - LEVEL, always=always)
+    return np.asarray(beyond * differences.std(axis=-1, ddof=1) / math.sqrt(count))
 
 
-def p_value(differences: NDArray[np.float64]) -> float:
+def critical(count: int, level: float, *, always: bool = False) -> float:
+    """Standard errors beyond which the mean of ``count`` paired differences lies by chance with probability ``level``.
+
+    Of this number of seeds: Student's t, one degree less ("The probable error of a mean", Biometrika 6 (1908), p. 1).
+    ``always``, that is, ever, of any number of seeds: where the test martingale of ``_evidence`` reaches 1 / level, by
+    Ville's inequality; infinite for the first few seeds.
+    """
+    if not always:
+        from scipy.stats import t
+
+        return float(t.ppf(1 - level / 2, count - 1))
+    wider, factor = 1 + SPREAD * count, ((1 + SPREAD * count) / level**2) ** (1 / count)
+    return math.sqrt((count - 1) * (factor - 1) / (1 - factor / wider)) if factor < wider else math.inf
+
+
+def _evidence(t: float, count: int) -> float:
+    """How much likelier such a t is where differences are N(0, SPREAD) deviations than where there is none.
+
+    Its mean is 1 without a difference, whatever the deviation, and it is a martingale as seeds are added: H. Wang and
+    A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance" (2023),
+    arXiv 2310.03722, the Gaussian mixture.
+    """
+    wider, square = 1 + SPREAD * count, t * t / (count - 1)
+    gain = count * (math.log1p(square) - math.log1p(square / wider)) - math.log(wider)
+    return math.exp(min(gain / 2, 700.0))
+
+
+def p_value(differences: NDArray[np.float64], *, always: bool = False) -> float:
     """Of the paired t test, two-sided: of a mean at least as far from 0 if there were no difference.
 
-    Where all differences are the same, as with few test images, that of the sign test: how often signs all agree.
+    ``always``: of one that ever was, see ``critical``. Where all differences are the same, as with few test images,
+    that of the sign test: how often signs all agree.
     """
     from scipy.stats import t
 
     count, mean, deviation = len(differences), abs(float(differences.mean())), float(differences.std(ddof=1))
     if deviation == 0:
         return 1.0 if mean == 0 else 2.0 ** (1 - count)
-    return float(2 * t.sf(mean / deviation * math.sqrt(count), count - 1))
+    distance = mean / deviation * math.sqrt(count)
+    return min(1.0, 1 / _evidence(distance, count)) if always else float(2 * t.sf(distance, count - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -176,20 +228,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return raised
 
 
-def seeds_wanted(difference: float, deviation: float, tests: int = 1) -> int | None:
+def seeds_wanted(difference: float, deviation: float, tests: int = 1, *, always: bool = False) -> int | None:
     """How many seeds would tell such a ``difference`` from none four times in five, beside so many other ``tests``.
 
     None for more than MOST_SEEDS. The power of the paired t test, by the noncentral t distribution
     (``scipy.stats.nct``): J. Cohen, "Statistical power analysis for the behavioral sciences" (1988), section 2.
     """
-    from scipy.stats import nct, t
+    from scipy.stats import nct
 
     level = (1 - LEVEL) / tests
     if deviation == 0 or difference == 0:  # the sign test's
         return math.ceil(1 - math.log2(level)) if difference else None
     effect = abs(difference) / deviation
     for count in range(2, MOST_SEEDS + 1):
-        if nct.sf(t.ppf(1 - level / 2, count - 1), count - 1, effect * math.sqrt(count)) >= POWER:
+        if nct.sf(critical(count, level, always=always), count - 1, effect * math.sqrt(count)) >= POWER:
             return count
     return None
 
@@ -203,15 +255,19 @@ def _unpaired(half: float, first: float, second: float) -> int | None:
     return next((n for n in counts if t.ppf((1 + LEVEL) / 2, 2 * n - 2) * spread / math.sqrt(n) <= half), None)
 
 
-def answers(arms: Sequence[Record], pairs: Sequence[Record]) -> list[str]:
-    """In one sentence each, what the comparison says: the best arm against every other."""
-    best, *others = sorted(arms, key=lambda arm: -float(arm["mean"]))
-    best = best["name"]
-    said = []
-    for other in others:
-        found = (pair for pair in pairs if {pair["first"], pair["second"]} == {best, other["name"]})
-        said.append(_answer(best, other["name"], next(found, None)))
-    return said
+def _ranked(arms: Sequence[Record]) -> list[str]:
+    return [arm["name"] for arm in sorted(arms, key=lambda arm: -float(arm["mean"]))]
+
+
+def _between(best: str, other: str, pairs: Sequence[Record]) -> Record | None:
+    return next((pair for pair in pairs if {pair["first"], pair["second"]} == {best, other}), None)
+
+
+def _tells(pair: Record | None, best: str) -> bool:
+    """Whether ``best`` is the better of the pair by more than chance."""
+    if pair is None or pair["p_holm"] is None or pair["p_holm"] >= 1 - LEVEL:
+        return False
+    return bool((pair["difference"] > 0) == (pair["second"] == best))
 
 
 def _answer(best: str, other: str, pair: Record | None) -> str:
@@ -220,9 +276,9 @@ def _answer(best: str, other: str, pair: Record | None) -> str:
     count, points = len(pair["seeds"]), abs(100 * pair["difference"])
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     if pair["half_width"] is None:
-        return f"one seed cannot tell {best} from {other}: two give a first interval"
+        return f"{seeds} cannot tell {best} from {other}: {count + 1} give a first interval"
     measured = f"{points:.1f} ± {100 * pair['half_width']:.1f} points"
-    if pair["p_holm"] < 1 - LEVEL and (pair["difference"] > 0) == (pair["second"] == best):
+    if _tells(pair, best):
         return f"{best} is better than {other} by {measured} ({seeds})"
     wanted = f"about {pair['seeds_wanted']}" if pair["seeds_wanted"] else f"more than {MOST_SEEDS:,}"
     return f"{seeds} cannot tell {best} from {other} ({measured}): {wanted} would"

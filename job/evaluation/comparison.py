@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from job.config.errors import UserError
 from job.config.plain import flat, recipe, to_dict
-from job.config.settings import Config
+from job.config.settings import Config, SeedOf
 from job.evaluation import predictions, reference
 from job.runs import reader
 from job.runs.reader import Run
 from job.runs.records import Evaluation
+
+SOURCES = tuple(f.name for f in dataclasses.fields(SeedOf))
+"""what is drawn, each by a seed"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +107,7 @@ def compare(runs: Sequence[Finished], *, pairs: bool = True) -> dict[str, Any]:
         ],
         "pairs": found,
         "repetitions": repetitions(runs),
+        "sources": sources(runs),
     }
 
 
@@ -168,6 +173,66 @@ def by_recipe(runs: Sequence[Finished]) -> list[tuple[dict[str, Any], dict[int, 
         _, by_seed = groups.setdefault(repr(sorted(settings.items())), (settings, {}))
         by_seed.setdefault(one.run.setting("train.seed"), one)
     return list(groups.values())
+
+
+def question(one: Finished) -> tuple[str, dict[str, int]]:
+    """The recipe of a run, and the seeds that it has beside ``train.seed``, by what they draw."""
+    settings = _recipe(one.run.config)
+    own = {name: settings.pop(f"train.seed_of.{name}", None) for name in SOURCES}
+    return repr(sorted(settings.items())), {name: seed for name, seed in own.items() if seed is not None}
+
+
+def sources(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Where chance comes from: the deviation of accuracy over runs of a recipe that differ in one seed alone.
+
+    One source at a time, the others fixed, as X. Bouthillier et al., "Accounting for variance in machine learning
+    benchmarks" (MLSys 2021) do; pooled where the others were fixed at several values. What sources do together is the
+    rest of the variance of all. Intervals: 95%, of a normal sample (``scipy.stats.chi2``).
+    """
+    recipes: dict[str, dict[tuple[int, ...], Finished]] = {}
+    for one in runs:
+        recipe, own = question(one)
+        seeds = tuple(own.get(name, one.run.setting("train.seed")) for name in SOURCES)
+        recipes.setdefault(recipe, {})[seeds] = one
+    found = []
+    for by_seeds in recipes.values():
+        alone = []
+        for i, name in enumerate(SOURCES):
+            groups: dict[tuple[int, ...], list[float]] = {}
+            for seeds, one in by_seeds.items():
+                groups.setdefault(seeds[:i] + seeds[i + 1 :], []).append(one.result["accuracy"])
+            alone.append(_source(name, groups.values()))
+        together = [one.result["accuracy"] for one in by_seeds.values() if not question(one)[1]]
+        if any(alone):
+            model = next(iter(by_seeds.values())).run.model
+            rows = [row for row in (*alone, _source("all", [together])) if row]
+            found += [{"model": model, **row} for row in sorted(rows, key=lambda row: -row["deviation"])]
+    return found
+
+
+def _source(name: str, groups: Iterable[list[float]]) -> dict[str, Any] | None:
+    """None where no two runs differ in this alone."""
+    from scipy.stats import chi2
+
+    several = [group for group in groups if len(group) > 1]
+    free = sum(len(group) - 1 for group in several)
+    if not free:
+        return None
+    squares = math.fsum(statistics.variance(group) * (len(group) - 1) for group in several)
+    low, high = (math.sqrt(squares / float(chi2.ppf(share, free))) for share in (0.975, 0.025))
+    count = sum(map(len, several))
+    return {"source": name, "runs": count, "deviation": math.sqrt(squares / free), "interval": [low, high]}
+
+
+def of_chance(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What ``sources`` found, in a sentence for each network."""
+    said = []
+    for model, rows in itertools.groupby(found, key=lambda row: row["model"]):
+        parts = [
+            f"{'all seeds' if row['source'] == 'all' else row['source']} {100 * row['deviation']:.2f}" for row in rows
+        ]
+        said.append(f"chance in {model}, deviation in points: {', '.join(parts)}")
+    return said
 
 
 def _spread(by_seed: dict[Any, Finished]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.config.plain import renewed
+from job.models import fingerprint
 from job.runs import files
 from job.runs.reader import checkpoints, step_of
 from job.runs.records import Position, require
@@ -73,7 +74,7 @@ def reached(point: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, ``keep`` of them; on ranks other than zero (``directory`` None) none at all."""
+    """The checkpoints of one run, ``keep`` of them; none at all where ``directory`` is None, as on other ranks."""
 
     def __init__(self, directory: Path | None, *, keep: int, say: Callable[[str], None]) -> None:
         self._directory = directory
@@ -96,8 +97,8 @@ class Checkpoints:
         if self._directory is None or (self._writer is not None and self._writer.is_alive()):
             return False
         begin = time.monotonic()
-        model, optimizer, copies = map(files.to_host, (state.model, state.optimizer, state.copies))
-        copy = State(model, optimizer, state.trainer, copies)
+        to_host = files.to_host
+        copy = State(to_host(state.model), to_host(state.optimizer), state.trainer, to_host(state.copies))
         self._error = None  # whatever became of the save before this one, it matters no more
         self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
         self._writer.start()
@@ -114,10 +115,7 @@ class Checkpoints:
         return error
 
     def load(self, *, metrics_bytes: int) -> State | None:
-        """``newest_whole``; what it passed over is set aside, under a name that begins with ``damaged-``.
-
-        Retention would otherwise count it, and keep it in place of a good one.
-        """
+        """``newest_whole``; what it passed over is set aside as ``damaged-...``: retention would count it."""
         if self._directory is None:
             return None
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
@@ -197,11 +195,11 @@ def write(directory: Path, state: State) -> Path:
     try:
         written = {}
         for name, tensors in zip((*FILES[:2], COPIES), (state.model, state.optimizer, state.copies), strict=True):
-            if name == COPIES and not tensors:
-                continue
-            written[name] = files.write_safetensors(temporary / name, tensors)
-            reached(name)
-        text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
+            if tensors or name != COPIES:
+                written[name] = files.write_safetensors(temporary / name, tensors)
+                reached(name)
+        digests = {name: file["sha256"] for name, file in written.items()}
+        text = json.dumps({"format": FORMAT} | state.trainer | {"digests": digests}, allow_nan=False, indent=1)
         written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
         reached("trainer.json")
         files.write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": written}, indent=1).encode()])
@@ -241,8 +239,9 @@ def read(path: Path) -> State:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
     trainer = json.loads((path / "trainer.json").read_text("utf-8"))
     require(trainer, dict, "trainer.json")
-    if number != trainer.get("format"):
-        raise ValueError("its manifest is damaged")
+    own = {name: digest for name, (_, digest) in listed.items() if name != "trainer.json"}
+    if number != trainer.get("format") or trainer.get("digests", own) != own:
+        raise ValueError("its manifest is damaged, or not the one that it was written with")
     if number != FORMAT:
         what = f"checkpoint {path} has format {number}, and this program reads {FORMAT}"
         raise UserError(what, "continue with the program that wrote it, or give another --run.dir")
@@ -256,6 +255,9 @@ def read(path: Path) -> State:
     for name in listed.keys() - {"trainer.json"}:
         with files.opened_as(path / name) as file:
             tensors[name] = load_file(file)
+    trained = fingerprint.text(*fingerprint.of_weights(tensors[FILES[0]]).tolist())
+    if trainer.get("fingerprint", trained) != trained:
+        raise ValueError("its weights are not those that training had, whose fingerprint it holds")
     return State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
 
 
@@ -295,6 +297,4 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 
 def _remove(path: Path) -> None:
     # A rename first: a checkpoint that is half deleted must not look like a damaged one.
-    trash = path.with_name(f".trash-{path.name}")
-    path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    shutil.rmtree(path.rename(path.with_name(f".trash-{path.name}")), ignore_errors=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def of_process(group: Group) -> dict[str, Any]:
-    """Versions, device, host and threads of this process, for ``environment.json``. No environment variables."""
+    """Versions, device, host and threads of this process, for ``environment.json``."""
     import accelerate
     import torch
 
@@ -37,6 +37,7 @@ def of_process(group: Group) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(group.device) if cuda else _cpu_name(),
         "device_type": group.device.type,
         "launcher": launcher.started_by(),
+        "arithmetic": f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if cuda else _instructions(),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -162,6 +163,14 @@ def in_all(rows: list[Seconds]) -> Seconds:
     return cast(
         Seconds, {kind: round(sum(cast(Mapping[str, float], row).get(kind, 0.0) for row in rows), 3) for kind in kinds}
     )
+
+
+def _instructions() -> str:
+    """Those of this CPU that torch uses, and what the environment says of those that its libraries may use."""
+    from torch.backends import cpu
+
+    told = (name for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ)
+    return ", ".join([cpu.get_cpu_capability(), *(f"{name}={os.environ[name]}" for name in told)])
 
 
 def _cpu_name() -> str:

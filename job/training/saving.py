@@ -71,6 +71,10 @@ class Saving:
         by_epoch = settings.every_epochs is not None and ended is not None and ended % settings.every_epochs == 0
         return by_step or by_epoch or ended == self._settings.train.epochs
 
+    def line_due(self, step: int, *, end: bool) -> bool:
+        """Whether a training line is written after optimizer step ``step``; ``end``: of its epoch."""
+        return end or step % self._settings.run.log_every == 0
+
     def overdue(self) -> bool:
         """Whether ``checkpoint.every_seconds`` have passed since the last save; rank zero's clock counts."""
         every = self._settings.checkpoint.every_seconds
@@ -90,11 +94,15 @@ class Saving:
 
     def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:
         self.look_after(finish=final)
+        assert self._directory is not None
         with self._writing(f"checkpoint at step {step}", needed=final):
-            if self._directory is not None and self._directory.mend_metrics():
+            if self._directory.mend_metrics():
                 self._console.warn("metrics.jsonl was deleted or changed from outside: written again")
-            if self._saved_at != step and self.checkpoints.save(state()):
-                self._saved_at = step
+            if self._saved_at != step:
+                new = state()
+                new.trainer["metrics_bytes"] = self._directory.metrics_size()
+                if self.checkpoints.save(new):
+                    self._saved_at = step
         if final:
             self.look_after(finish=True, needed=True)
 

@@ -19,8 +19,9 @@ from job.distributed.group import Group
 from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
-from job.training.exchange import Exchange
 from job.training.graphs import Graphs, Warn
+from job.training.ranks.cross_check import CrossCheck
+from job.training.ranks.exchange import Exchange
 
 
 class Step:
@@ -45,7 +46,7 @@ class Step:
         # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = optimizers.trained(model)
-        self._norms = frozen.normalised(model)
+        self._norms, self._buffers = frozen.normalised(model), frozen.moving(model)
         kinds = {type(module).__name__.lower() for module in model.modules()}
         self._random = any("drop" in kind or "stochastic" in kind for kind in kinds)
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
@@ -53,7 +54,7 @@ class Step:
             model.compile()
         self._wrapped: Any = model
         at_once = choices.sums in ("flat", "ordered")
-        self._exchange = Exchange(settings, self._parameters, group, choices) if at_once else None
+        self._exchange = Exchange(settings, self._parameters, group, choices, self._buffers) if at_once else None
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
@@ -67,25 +68,35 @@ class Step:
             self._rehearse()
         elif group.world_size > 1:
             model.load_state_dict(group.broadcast(model.state_dict()))
+        self._last: list[Part] = []
+        self._cross_check = None
+        if settings.train.cross_check and group.world_size > 1:
+            self._cross_check = CrossCheck(self._gradient_without_trace, self._parameters, group)
 
     def __call__(self, parts: list[Part], number: int, rate: float) -> Tensor:
         """Step ``number``, counted from 0, at learning rate ``rate``.
 
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
+        first, self._last = not self._last, parts
+        if first or number % (self.settings.train.cross_check or 1) == 0:
+            self.cross_check(number)
         optimizers.set_learning_rate(self.optimizer, rate)
         work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        if self._exchange:
+            self._exchange.begin()
         for i, part in enumerate(parts):
             if self._random:
                 piece = self.group.rank * len(parts) + i
-                torch.manual_seed(address(self.settings.train.seed, "step", number, piece))  # for dropout and its like
+                seed = self.settings.train.seed_for("dropout")
+                torch.manual_seed(address(seed, "step", number, piece))  # for dropout and its like
             last = i == len(parts) - 1
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
             if self._exchange:
-                self._exchange.collect(i)
+                self._exchange.collect(i, part.weight * len(part.rows))
         if self._exchange:
             self._exchange.give()
         work.update()
@@ -94,29 +105,47 @@ class Step:
 
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
-        if len(part.rows) == 1 and self._norms:  # one image has no variance
-            with _without_trace(self._norms):
-                return self.gradient(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2))
-        images, labels = self.batches.fetch(part.rows)
-        with self.group.accelerator.autocast():
-            logits = self._wrapped(images)
-        smoothing = self.settings.train.label_smoothing
-        if self._class_weights is None:
-            loss = part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
-        else:
-            if labels.dim() == 1:
-                counts = self._class_weights[labels]
-            else:  # of mixed images: the sum of what both would give
-                weighted = labels * self._class_weights
-                counts = weighted.sum(1)
-                labels = weighted / counts[:, None]
-            losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-            loss = part.weight * (counts @ losses)
+        loss = self._loss(part, self._wrapped)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
         self._scaler.scale(whole).backward()
         return loss.detach().double()
+
+    def cross_check(self, number: int) -> None:
+        """Have ranks compare what they compute after ``number`` steps, if they are to. Raises FailedError on all."""
+        if self._cross_check is not None and self._last:
+            self._cross_check(self._last[0], number)
+
+    def _gradient_without_trace(self, part: Part, seed: int) -> Sequence[Tensor]:
+        """The part's gradient with the weights of now, beside all that the steps go by."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        torch.manual_seed(seed)
+        loss = self._scaler.scale(self._loss(part, self.model))
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return [gradient for gradient in gradients if gradient is not None]
+
+    def _loss(self, part: Part, network: Any) -> Tensor:
+        """The part's share of the mean loss over the global batch: float32 []."""
+        if len(part.rows) == 1 and self._norms:  # one image has no variance
+            with _without_trace(self._buffers):
+                return self._loss(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2), network)
+        images, labels = self.batches.fetch(part.rows)
+        with self.group.accelerator.autocast():
+            logits = network(images)
+        smoothing = self.settings.train.label_smoothing
+        if self._class_weights is None:
+            return part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        if labels.dim() == 1:
+            counts = self._class_weights[labels]
+        else:  # of mixed images: the sum of what both would give
+            weighted = labels * self._class_weights
+            counts = weighted.sum(1)
+            labels = weighted / counts[:, None]
+        losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
+        return part.weight * (counts @ losses)
 
     def update(self) -> None:
         """Move the weights by their gradient."""
@@ -155,11 +184,9 @@ def balanced(labels: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _without_trace(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Let what ``norms`` see within leave their running statistics as they are."""
-    momenta: list[Any] = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # type: ignore[assignment]
+def _without_trace(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Leave statistics among ``buffers`` as they are, whatever is seen within."""
+    before = [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
     yield
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for buffer, value in before:
+        buffer.copy_(value)

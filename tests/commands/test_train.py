@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from support import run_directories
 from support.images import table, tar, tree, write
@@ -263,6 +265,31 @@ def test_training_is_the_reference_loop_to_rounding(small: list[str], tmp_path: 
         assert torch.allclose(value, model.state_dict()[key], atol=1e-3), key
 
 
+def test_each_thing_that_is_drawn_has_a_seed_of_its_own_and_no_other_is_used(small: list[str], tmp_path: Path) -> None:
+    """Dropout, augmentation, order, weights and split, each alone; and with seeds of all, train.seed is nothing."""
+
+    def losses(seed: int, **seeds: int) -> list[Any]:
+        run = tmp_path / "-".join(map(str, (seed, *seeds)))
+        of = [f"--train.seed_of.{name}={value}" for name, value in seeds.items()]
+        # On GPUs and CPUs alike it has dropout and needs no more than 32 pixels.
+        what = [
+            "--model.name=mobilenet_v3_small",
+            "--data.augment=[flip,crop]",
+            "--train.mixup=0.2",
+            "--run.log_every=1",
+        ]
+        sizes = ["--train.epochs=1", "--train.batch_size=172"]
+        done = run_job("train.py", *small, *what, *sizes, f"--train.seed={seed}", *of, f"--run.dir={run}")
+        assert done.returncode == 0, done.stderr
+        return [line["loss"] for line in metrics(run)]
+
+    five = ("split", "weights", "order", "augmentation", "dropout")
+    seven = losses(7)
+    assert losses(8, **dict.fromkeys(five, 7)) == seven
+    for name in five:
+        assert losses(7, **{name: 8}) != seven, name
+
+
 def test_with_gradient_shards_any_number_of_processes_trains_the_same_bits(small: list[str], tmp_path: Path) -> None:
     def train(run: Path, processes: int, epochs: int) -> tuple[Any, ...]:
         finished = run_job(
@@ -324,12 +351,20 @@ def test_accelerate_launch_without_arguments_for_itself_trains_the_shipped_quick
     quickstart = REPOSITORY / "configs" / "quickstart.yaml"
     finished = accelerate(
         *(REPOSITORY / "job/train.py", "--config", quickstart),
-        *("--train.epochs=2", "--data.cache", cache, "--run.dir", tmp_path / "run", "--run.trackers=[]"),
+        *("--train.epochs=2", "--data.cache", cache, "--run.dir", tmp_path / "a run", "--run.trackers=[]"),
     )
     assert finished.returncode == 0, finished.stderr
-    result = read(tmp_path / "run" / "evaluation.json")
+    result = read(tmp_path / "a run" / "evaluation.json")
     assert 0.4 < result["accuracy"] < 0.95  # 84% after all ten epochs
     assert result["images"] == 5000
+    # What the last line proposes is typed as it stands.
+    proposed = re.search(r"next: .*python (job/predict.py .*) IMAGE", " ".join(finished.stdout.split()))
+    assert proposed is not None, finished.stdout
+    image = tmp_path / "image.png"
+    Image.new("RGB", (40, 30), "red").save(image)
+    named = subprocess.run([sys.executable, *shlex.split(proposed[1]), image], cwd=REPOSITORY, capture_output=True)
+    assert named.returncode == 0, named.stderr
+    assert named.stdout.startswith(str(image).encode())
 
 
 def test_accelerate_launch_with_the_cpu_launch_file_forms_one_group_of_two(small: list[str], tmp_path: Path) -> None:

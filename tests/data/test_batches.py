@@ -90,6 +90,20 @@ def test_order_differs_between_epochs_and_seeds_and_repeats_for_the_same() -> No
     assert not torch.equal(first, epoch_order(indices, seed=2, epoch=1))
 
 
+def test_images_may_be_changed_by_another_seed_than_they_are_ordered_by() -> None:
+    flipped = batches(augment=("flip",))
+
+    def first(**seeds: int) -> tuple[list[int], list[float]]:
+        ((part,), *_) = flipped.training(**seeds, epoch=1, start=0, batch_size=20, parts=1)
+        return part.rows.tolist(), flipped.fetch(part.rows)[0].tolist()
+
+    rows, images = first(seed=1)
+    assert first(seed=1, augmentation=1) == (rows, images)
+    assert first(seed=1, augmentation=2)[0] == rows
+    assert first(seed=1, augmentation=2)[1] != images
+    assert first(seed=2, augmentation=1)[0] != rows
+
+
 def test_images_are_normalised_as_by_the_reference() -> None:
     labels, images, _ = next(epoch(1))
     pixels = split().images[labels].permute(0, 3, 1, 2).float()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from safetensors.numpy import save_file
 from support import run_directories
 
 from job.config.errors import UserError
@@ -35,6 +37,76 @@ def test_where_there_is_no_difference_95_percent_of_the_intervals_say_so(seeds: 
     assert 0.94 <= covered.mean() <= 0.96
 
 
+def told(effect: float, most: int, tests: int = 1) -> tuple[float, float]:
+    """The share of 10,000 sweeps of at most so many seeds, looked at after each one, that tell some difference; and how
+    many seeds they took. ``effect`` is in deviations, of the first of so many pairs of arms."""
+    drawn = np.random.default_rng(most).standard_normal((tests, 10_000, most))
+    drawn[0] += effect
+    seeds = np.arange(1, most + 1)
+    mean = drawn.cumsum(-1) / seeds
+    deviation = np.sqrt(((drawn**2).cumsum(-1) - seeds * mean**2)[..., 1:] / seeds[:-1])
+    distance = np.abs(mean[..., 1:]) / deviation * np.sqrt(seeds[1:])
+    beyond = [arms.critical(count, 0.05 / tests, always=True) for count in seeds[1:]]
+    tells = (distance >= beyond).any(0)
+    return float(tells.any(-1).mean()), float(np.where(tells.any(-1), tells.argmax(-1) + 2, most).mean())
+
+
+@pytest.mark.parametrize(("most", "tests"), [(5, 1), (20, 1), (50, 1), (20, 6)])
+def test_looked_at_after_each_seed_5_percent_of_sweeps_at_most_tell_a_difference_where_there_is_none(
+    most: int, tests: int
+) -> None:
+    assert told(0.0, most, tests)[0] <= 0.05
+    alike = np.random.default_rng(0).standard_normal((200, most)) * 0.003
+    for differences in alike:  # the interval, the p value and the bound say the same
+        told_apart = abs(differences.mean()) > arms.half_width(differences, always=True)
+        assert told_apart == (arms.p_value(differences, always=True) < 0.05)
+
+
+def test_half_a_point_is_told_after_few_seeds_and_large_differences_after_three() -> None:
+    """Paired differences of SimpleCNN have a deviation of some 0.4 points."""
+    found, seeds = told(0.5 / 0.4, 50)
+    assert found > 0.999
+    assert seeds == pytest.approx(10.6, abs=0.5)
+    assert told(20.0, 50)[1] == pytest.approx(3, abs=0.1)
+    wanted = arms.seeds_wanted(0.005, 0.004, always=True)
+    assert wanted is not None
+    assert arms.seeds_wanted(0.005, 0.004) < wanted <= 16
+
+
+def test_half_a_point_is_found_among_simulated_predictions_and_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+    """Each seed's networks share most of what they get right, as networks of one seed do."""
+    labels = np.zeros(10_000, np.int64)
+    for arm, gain in (("reference", 0.0), ("same", 0.0), ("better", 0.005)):
+        for seed in range(1, 11):
+            shared = np.random.default_rng(seed)
+            chance, own = shared.random(10_000), np.random.default_rng([seed, len(arm)])
+            ease = 0.6 + shared.normal(0, 0.01) + gain
+            # One image in twenty is decided anew by each network.
+            chance = np.where(shared.random(10_000) < 0.05, own.random(10_000), chance)
+            path = run_directories.write(tmp_path / arm / f"seed-{seed}", images=30, epochs=1, seed=seed)
+            save_file(
+                {
+                    "predicted": (chance > ease).astype(np.int64),
+                    "confidence": chance.astype(np.float32),
+                    "labels": labels,
+                },
+                path / "predictions.safetensors",
+            )
+            result = json.loads((path / "evaluation.json").read_text())
+            result["accuracy"] = float((chance <= ease).mean())
+            (path / "evaluation.json").write_text(json.dumps(result))
+    found, _ = arms.below(tmp_path)
+    for always in (False, True):
+        compared = arms.compare(found, always=always)
+        said = dict(zip(("first", "second"), compared["answers"], strict=True))
+        assert all(line.startswith("better is better than ") for line in said.values()), said
+        assert [0.002 < abs(pair["difference"]) < 0.008 for pair in compared["paired"]].count(True) == 2
+        assert compared["decided"]
+        alone = arms.compare({name: found[name] for name in ("reference", "same")}, always=always)
+        assert alone["answers"][0].startswith("10 seeds cannot tell ")
+        assert not alone["decided"]
+
+
 def test_p_values_and_corrections_are_those_of_scipy_and_of_the_paper() -> None:
     first, second = np.array([0.61, 0.6, 0.63, 0.58]), np.array([0.62, 0.63, 0.63, 0.6])
     assert arms.p_value(second - first) == pytest.approx(scipy.stats.ttest_rel(second, first).pvalue)
@@ -59,8 +131,7 @@ def test_a_difference_is_found_and_where_there_is_none_it_says_how_many_seeds_wo
     assert better.endswith(" points (4 seeds)")
     (pair,) = (pair for pair in compared["paired"] if {pair["first"], pair["second"]} == {"worse", "much like"})
     assert pair["p_holm"] > 0.05
-    names = {arm["name"]: arm for arm in compared["arms"]}
-    alone = arms.answers([names["worse"], names["much like"]], compared["paired"])
+    alone = arms.compare({name: found[name] for name in ("worse", "much like")})["answers"]
     assert alone[0].startswith("4 seeds cannot tell ")
     assert alone[0].endswith(" would")
 
@@ -90,6 +161,43 @@ def test_where_each_seed_has_test_images_of_its_own_there_is_no_interval_over_im
     (pair,) = arms.compare(arms.below(tmp_path)[0])["paired"]
     assert pair["half_width_images"] is None
     assert pair["half_width"] > 0
+
+
+def test_the_deviation_of_each_source_of_chance_is_that_of_runs_which_differ_in_it_alone(tmp_path: Path) -> None:
+    sources, seeds = ("split", "weights", "order"), (1, 2, 3, 4)
+    skills = np.random.default_rng(0).uniform(0.4, 0.7, (4, len(seeds)))
+    fixed = dict.fromkeys(comparison.SOURCES, 42)
+    for varied, of_arm in zip(("all", *sources), skills, strict=True):
+        own = {name: seed for name, seed in fixed.items() if varied not in ("all", name)}
+        for seed, skill in zip(seeds, of_arm, strict=True):
+            run_directories.write(tmp_path / varied / f"seed-{seed}", seed=seed, skill=skill, images=600, **own)
+    found, _ = arms.below(tmp_path)
+    runs = [one for by_seed in found.values() for one in by_seed.values()]
+    rows = {row["source"]: row for row in comparison.sources(runs)}
+    assert sorted(rows) == ["all", "order", "split", "weights"]
+    for varied, row in rows.items():
+        accuracies = [one.result["accuracy"] for one in found[varied].values()]
+        assert (row["runs"], row["deviation"]) == (4, pytest.approx(np.std(accuracies, ddof=1)))
+        low, high = row["interval"]  # the variance's, as in a textbook
+        assert scipy.stats.chi2.cdf(3 * (row["deviation"] / np.array([high, low])) ** 2, 3) == pytest.approx(
+            [0.025, 0.975]
+        )
+    compared = arms.compare(found)  # they answer nothing else
+    assert (compared["paired"], compared["answers"], compared["decided"]) == ([], [], False)
+    (said,) = comparison.of_chance(comparison.sources(runs))
+    assert said.startswith("chance in simple_cnn, deviation in points: ")
+    assert f"order {100 * rows['order']['deviation']:.2f}" in said
+
+    # The other way: train.seed stays, and one seed of its own differs, here beside two values of the others.
+    paths = [
+        run_directories.write(tmp_path / f"{seed}-{own}", seed=seed, skill=skills[seed, own], images=600, dropout=own)
+        for seed in (1, 2)
+        for own in (1, 2, 3)
+    ]
+    (row,) = comparison.sources(comparison.read(paths))
+    accuracies = np.array([one.result["accuracy"] for one in comparison.read(paths)]).reshape(2, 3)
+    assert row["source"] == "dropout"
+    assert row["deviation"] == pytest.approx(np.sqrt(accuracies.var(1, ddof=1).mean()))
 
 
 def test_any_runs_that_pair_by_seed_are_arms_called_by_what_differs(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ SILENT = r"gave no sign of life for \d+ s: it is stopped, or its node or network
         (1, {"do": "stop", "at": "evaluation"}, SILENT, {"LOCAL_WORLD_SIZE": "1"}),
         (0, {"do": "stop", "at": "step", "n": 7}, SILENT, {"LOCAL_WORLD_SIZE": "1"}),
         (1, {"do": "stop", "at": "open"}, SILENT, {}),
-        (1, {"do": "hang", "at": "batch"}, r"lives .*: it hangs at line \d+ of job/training/step.py \(gradient\)", {}),
+        (1, {"do": "hang", "at": "batch"}, r"lives .*: it hangs at line \d+ of job/training/step.py \(_loss\)", {}),
     ],
     ids=["in a step", "while validating", "rank zero", "before the data", "in loading"],
 )

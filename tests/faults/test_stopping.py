@@ -142,7 +142,7 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
     job.all_end()
     assert status(run)["state"] == "preempted", job.output
     # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
-    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL, signal.SIGTERM), 1):
+    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL), 1):
         before = status(run)["step"]
         job = launched(2, arguments, run, tmp_path / f"out-{attempt}")
         trains(job, run, before + 5)
@@ -161,7 +161,7 @@ def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(
     settings, start, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
-    for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):  # a terminal's go to all
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGHUP)):  # a terminal's go to all
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
         for pid in [job.process.pid] if number == signal.SIGTERM else job.processes:

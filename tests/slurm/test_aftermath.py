@@ -65,6 +65,22 @@ def test_nodes_that_were_slow_are_left_out_of_the_next_start(
     assert capfd.readouterr().err == said
 
 
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        ("rank 1 of 3 on n2 miscomputes: after step 9 it has not the gradient of the other ranks", "n1 n3"),
+        ("rank 0 of 2 on n1 or rank 1 of 2 on n2 miscomputes: after step 9 they have not the same", "n1 n2 n3"),
+        ("rank 1 failed: ValueError: rank 1 of 3 on n2 miscomputes", "n1 n2 n3"),
+        (None, "n1 n2 n3"),
+    ],
+)
+def test_the_node_of_a_rank_that_miscomputes_is_named_and_left_out_where_it_is_known(error, left, tmp_path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "failed", "error": error}))
+    assert " ".join(aftermath.healthy(tmp_path, ("n1", "n2", "n3"))) == left
+    named = aftermath.LOST.findall(f"error: {error}\n")
+    assert named == ([("1", error.removeprefix("rank 1 of 3 on n2 "))] if left == "n1 n3" else [])
+
+
 def test_who_never_came_is_named_and_who_waited_is_not() -> None:
     (lost,) = aftermath.LOST.findall("error: rank 3, 4 of 8 never came to n1:15007 (Timed out): see whether\n")
     assert lost[0] == "3"

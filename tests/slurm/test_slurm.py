@@ -158,7 +158,9 @@ def test_a_gpu_allocation_without_usable_gpus_is_refused(site: Site) -> None:
     assert "error: 1 GPU was asked for" in site.log(job)
 
 
-@pytest.mark.parametrize("how", ["requeued and signalled", "preempted", "graceful"])
+@pytest.mark.parametrize(
+    "how", ["requeued and signalled", "preempted", pytest.param("graceful", marks=pytest.mark.long)]
+)
 def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site, undisturbed: Path, how: str) -> None:
     partition = "graceful" if how == "graceful" else "work"
     more_urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from job.config.plain import to_yaml
-from job.config.settings import Config, Data, Model, Train
+from job.config.settings import Config, Data, Model, SeedOf, Train
 from job.data.datasets import Split
 from job.evaluation import metrics, samples
 from job.evaluation.predictions import Predictions
@@ -31,16 +31,17 @@ def write(
     skill: float = 0.6,
     data: str = "fingerprint",
     rare: int = 1,
+    **seed_of: int,
 ) -> Path:
     """A run of ``epochs`` epochs of 100 steps that is right on a share ``skill`` of ``images`` test images.
 
     ``loss`` replaces all training losses; what the test images are depends on ``data`` alone. Each class but the first
-    has a ``rare``-th of its images.
+    has a ``rare``-th of its images. What ``seed_of`` names has these seeds in place of ``seed``.
     """
     path.mkdir(parents=True)
     settings = Config(
         model=Model(name=model),
-        train=Train(epochs=epochs, seed=seed),
+        train=Train(epochs=epochs, seed=seed, seed_of=SeedOf(**seed_of)),
         data=Data(source="shapes10"),
     )
     (path / "config.yaml").write_text(to_yaml(dataclasses.replace(settings)))
