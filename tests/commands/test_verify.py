@@ -136,7 +136,8 @@ BAD = {
     "beyond": (["--steps=18:27"], "no fingerprint to compare in steps 18 to 27: the last is at 18"),
     "backwards": (["--steps=9:4"], "no fingerprint to compare in steps 9 to 4"),
     "no steps": (["--steps=4"], "--steps 4: must be A:B"),
-    "other settings": (["--train.seed=1"], "not the run's own (train.seed: 42 -> 1): leave them out"),
+    "other settings": (["--train.seed=1"], "not the run's (train.seed: 42 -> 1): leave them out"),
+    "how it trains": (["--train.epochs=3"], "not the run's (how it trains): leave them out"),
     "unknown": (["--train.sed=1"], "did you mean train.seed?"),
 }
 
@@ -157,7 +158,7 @@ def test_a_run_of_an_earlier_program_or_of_more_processes_is_refused(
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("gradient_shards: 2", "gradient_shards: null"))
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="trained by 1 processes, and this is 3: without"):
+    with pytest.raises(UserError, match="trained on 1 process, these are 3, and without"):
         verify.main([str(copy)])
     lines = [{key: value for key, value in line.items() if key != "fingerprint"} for line in metrics(copy)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -212,6 +213,7 @@ MANY: dict[str, tuple[list[str], int, tuple[int, ...]]] = {
 
 
 @pytest.mark.long
+@pytest.mark.timeout(7200)
 def test_there_are_no_false_alarms(small: list[str], tmp_path: Path) -> None:
     """REPLAYS=200: so many stretches drawn at random, of four kinds of runs, each trained in two starts."""
     draw = random.Random(0)
