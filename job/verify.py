@@ -170,7 +170,7 @@ def _dataset(settings: Config, run: Run, saved: dict[int, Record], group: Group,
 
     disk = launcher.node_disk()
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
-    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed))
+    dataset = group.guarded(lambda: datasets.mapped(Path(stored), settings.data, settings.train.seed_for("split")))
     assert dataset is not None
     own = [run.evaluation.get("data")] if run.evaluation else [one["data"] for one in saved.values() if one]
     if {None, dataset.fingerprint}.isdisjoint([*own, *[None] * (not own)]):

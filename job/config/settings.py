@@ -126,8 +126,7 @@ class Train:
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
     cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
-    """steps after which, again and again and before each save, all processes compute the same images of a batch: one
-    that differs is named, and the run ends; null: never"""
+    """steps between comparisons of what processes make of the same images: one that differs ends the run; null: none"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -260,9 +259,7 @@ class Config:
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
         if self.train.cross_check and not self.train.deterministic:
-            raise UserError(
-                "train.cross_check with train.deterministic=false", "the same bits come from no device then"
-            )
+            raise UserError("train.cross_check with train.deterministic=false", "use one: without it bits never recur")
         if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
             raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
@@ -270,10 +267,9 @@ class Config:
                 f"data.image_size={self.data.image_size}",
                 f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
-        if self.data.labels is not None and self.data.source != "folder":
-            raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
-        if self.data.url is not None and self.data.source != "cifar10":
-            raise UserError(f"data.url with data.source={self.data.source}", "use data.source cifar10, or null")
+        for name, source in (("labels", "folder"), ("url", "cifar10")):
+            if getattr(self.data, name) is not None and self.data.source != source:
+                raise UserError(f"data.{name} with data.source={self.data.source}", f"use {source}, or {name} null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
             raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:

@@ -44,6 +44,11 @@ def of_weights(weights: dict[str, Tensor]) -> Tensor:
     return torch.stack([number >> 32 & 0xFFFFFFFF, number & 0xFFFFFFFF]).double()
 
 
+def of(weights: dict[str, Tensor]) -> str:
+    """The same, written, for who can wait for the device."""
+    return text(*of_weights(weights).tolist())
+
+
 def text(high: float, low: float) -> str:
     """What ``of_weights`` gave, as 16 hexadecimal digits."""
     return f"{int(high):08x}{int(low):08x}"

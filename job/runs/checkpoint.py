@@ -133,6 +133,7 @@ class Checkpoints:
             for what, tensors in (("weights", state.model), ("moments of the gradients", state.optimizer)):
                 if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
                     raise NotFiniteError(f"{what} are not finite after step {state.trainer['step']}")
+            state.trainer["fingerprint_of_rest"] = fingerprint.of(state.optimizer | state.copies)
             written = write(self._directory, state)
             self.save_seconds = time.monotonic() - begin
             self._retire(written)
@@ -198,8 +199,7 @@ def write(directory: Path, state: State) -> Path:
             if tensors or name != COPIES:
                 written[name] = files.write_safetensors(temporary / name, tensors)
                 reached(name)
-        digests = {name: file["sha256"] for name, file in written.items()}
-        text = json.dumps({"format": FORMAT} | state.trainer | {"digests": digests}, allow_nan=False, indent=1)
+        text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
         written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
         reached("trainer.json")
         files.write_file(temporary / MANIFEST, [json.dumps({"format": FORMAT, "files": written}, indent=1).encode()])
@@ -239,9 +239,8 @@ def read(path: Path) -> State:
                 raise ValueError(f"{name} has changed since it was written (SHA-256 differs)")
     trainer = json.loads((path / "trainer.json").read_text("utf-8"))
     require(trainer, dict, "trainer.json")
-    own = {name: digest for name, (_, digest) in listed.items() if name != "trainer.json"}
-    if number != trainer.get("format") or trainer.get("digests", own) != own:
-        raise ValueError("its manifest is damaged, or not the one that it was written with")
+    if number != trainer.get("format"):
+        raise ValueError("its manifest is damaged")
     if number != FORMAT:
         what = f"checkpoint {path} has format {number}, and this program reads {FORMAT}"
         raise UserError(what, "continue with the program that wrote it, or give another --run.dir")
@@ -255,10 +254,11 @@ def read(path: Path) -> State:
     for name in listed.keys() - {"trainer.json"}:
         with files.opened_as(path / name) as file:
             tensors[name] = load_file(file)
-    trained = fingerprint.text(*fingerprint.of_weights(tensors[FILES[0]]).tolist())
-    if trainer.get("fingerprint", trained) != trained:
-        raise ValueError("its weights are not those that training had, whose fingerprint it holds")
-    return State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
+    state = State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
+    held = {"fingerprint": state.model, "fingerprint_of_rest": state.optimizer | state.copies}
+    if any(name in trainer and trainer[name] != fingerprint.of(one) for name, one in held.items()):
+        raise ValueError("its tensors are not those that training had (their fingerprint differs)")
+    return state
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -235,7 +235,7 @@ class Position(TypedDict):
     best: ValidationLine | None
     last: NotRequired[ValidationLine | None]
     fingerprint: NotRequired[str]
-    digests: NotRequired[dict[str, Any]]  # hex SHA-256 of the files beside it
+    fingerprint_of_rest: NotRequired[str]  # of all tensors but the weights
     metrics_bytes: int
     scaler: dict[str, Any] | None
     classes: list[str]

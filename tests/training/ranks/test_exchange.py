@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from job.training.exchange import Exchange, add_in_pairs
 from support.groups import alone
 from support.jobs import metrics, run_job
 from torch import nn
@@ -17,6 +16,7 @@ from job.config.settings import Config, Data, Train
 from job.data.batches import Batches
 from job.data.datasets import Dataset, Split
 from job.training.choices import choose
+from job.training.ranks.exchange import Exchange, add_in_pairs
 from job.training.step import Step
 
 HERE = alone(Accelerator(cpu=True), torch.device("cpu"))
