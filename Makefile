@@ -1,5 +1,6 @@
 # make run: train on the embedded data set.  make test: the whole suite.  Both set up what they need first.
 # make test-long: what only waits, for Slurm's time limits and for nodes that are gone.
+# make test-slurm24: tests/slurm with Debian 13's Slurm 24.11, in a root directory of its own; as root, minutes.
 # make bench BENCH_ARGS="...": measure on this machine, for half an hour, and write docs/performance.md.
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 # Files start in the order of tests/conftest.py, the longest first.
 SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-long lint format bench clean
+.PHONY: run test test-long test-slurm24 lint format bench clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -20,6 +21,9 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/pytest -m long $(PYTEST_ARGS)
+
+test-slurm24:
+	tests/slurm/slurm24.sh $(PYTEST_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -19,7 +19,6 @@ import operator
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,14 +31,17 @@ from rich.table import Table
 from rich.text import Text
 
 from job.config import command_line
-from job.config.errors import BAD_INPUT, UserError, first_line
+from job.config.errors import BAD_INPUT, UserError
 from job.config.settings import REPOSITORY, Config
 from job.data import datasets
 from job.display.console import plain_text
 from job.distributed import launcher, request
+from job.distributed.group import start
+from job.distributed.handshake import nodes_in_words, nodes_looked_at, slow_nodes, writing
 from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable
+from job.runs import environment
 from job.training.evaluated import require_validation
 from job.training.optimizers import learning_rate
 
@@ -90,14 +92,15 @@ def main(argv: Sequence[str]) -> int:
     """Print the table and the verdict; 0 when the job can be submitted, else 2."""
     given, rest = command_line.take_options(argv, *request.OPTIONS)
     options = {name.replace("_", "-"): value for name, value in given.items() if value is not None}
-    if not launcher.speaks():  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them looks
-        return 0
     settings = command_line.parse(rest, description=__doc__ or "")
+    nodes = _nodes(settings) if launcher.world_size() > 1 else []
+    if not launcher.speaks():  # `sbatch slurm/vgg16.sh --check` starts all ranks; one of them does the rest
+        return 0
     shape = read_shape(options.get("nodes"), options.get("gpus-per-node"))
     name = command_line.config_name(rest)
     script = REPOSITORY / "slurm" / f"{name}.sh"
     asked = {} if launcher.under_slurm() else request.asked(script, options)
-    checks = preflight(settings, shape, name, asked)
+    checks = nodes + preflight(settings, shape, name, asked)
     if shutil.which("sbatch") and not launcher.under_slurm():
         taken, said = request.answer(script, options)
         checks.append(Check("Slurm", "note" if taken is None else "ok" if taken else "problem", said))
@@ -128,10 +131,19 @@ def read_shape(nodes: str | None, gpus_per_node: str | None) -> Shape:
     return shape
 
 
+def _nodes(settings: Config) -> list[Check]:
+    """A line for each node of this launch, looked at for longer than each start does. Every rank must call it."""
+    group = start(settings.runtime, deterministic=settings.train.deterministic)
+    rows = nodes_looked_at(group, 3.0)
+    group.close()
+    slow, words = slow_nodes(rows), nodes_in_words(rows)
+    return [Check(f"node {node}", "note" if node in slow else "ok", slow.get(node, words[node])) for node in words]
+
+
 def preflight(settings: Config, shape: Shape, name: str, asked: dict[str, str]) -> list[Check]:
     """Every check, in the order in which a job would meet them. ``asked``: of Slurm; ``name``: the configuration's."""
     checks: list[Check] = []
-    _look(checks, "software", _software)
+    _look(checks, "software", environment.software)
     _look(checks, "processes", lambda: _processes(settings, shape))
     data, disk = dataclasses.replace(settings.data, download=False), launcher.node_disk()
     load = partial(datasets.load, data, settings.train.seed_for("split"), node_disk=disk)
@@ -169,23 +181,6 @@ def _look(
         return None
     checks.append(Check(name, "note" if isinstance(result, Note) else "ok", words(result)))
     return result
-
-
-def _software() -> str:
-    import accelerate
-    import torch
-
-    versions = f"torch {torch.__version__}, accelerate {accelerate.__version__}"
-    try:
-        import torchvision
-        from torchvision.ops import nms
-
-        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator that is compiled against torch
-    except (ImportError, RuntimeError, AttributeError) as error:
-        raise UserError(
-            f"torchvision does not fit {versions} ({first_line(error)})", "install both anew, from one index"
-        ) from None
-    return f"{versions}, torchvision {torchvision.__version__}"
 
 
 def _processes(settings: Config, shape: Shape) -> str:
@@ -270,18 +265,10 @@ def _directory(path: Path, existing: Path, keep: int, size: int) -> str:
 
 def _save_time(existing: Path, name: str, size: int, asked: dict[str, str]) -> str:
     """Compare a save, measured with a small one, with the warning that the sbatch script asks Slurm for."""
-    probe, block = existing / f".rankzero-probe-{os.getpid()}", os.urandom(1 << 24)
-    began = time.monotonic()
     try:
-        with probe.open("wb") as file:
-            file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
+        seconds = writing(existing, 16) * size / 2**24
     except OSError as error:
         raise UserError(f"{existing} cannot be written ({error.strerror})", "name another --run.dir") from None
-    finally:
-        probe.unlink(missing_ok=True)
-    seconds = (time.monotonic() - began) * size / len(block)
     needed = 2 * seconds + SIGNAL_MARGIN
     detail = f"about {seconds:.1f} s a checkpoint of {readable(size)}"
     lead = request.signal_lead(asked or request.asked(REPOSITORY / "slurm" / f"{name}.sh", {}))

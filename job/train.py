@@ -41,6 +41,7 @@ from job.config import command_line
 from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
+from job.distributed.handshake import nodes_looked_at, slow_nodes
 from job.runs.directory import RunDirectory, choose
 
 if TYPE_CHECKING:
@@ -106,14 +107,17 @@ def _train(
     from job.models import footprint
     from job.runs import environment, tracking
     from job.training.evaluated import caveats
+    from job.training.saving import Saving
     from job.training.trainer import Trainer
 
-    processes = group.gathered(environment.of_process(group))
-    group.guarded(lambda: directory.begin(settings, environment.of_start(processes)) if directory else None)
+    processes, nodes = group.gathered(environment.of_process(group)), nodes_looked_at(group)
+    group.guarded(lambda: directory.begin(settings, environment.of_start(processes, nodes)) if directory else None)
     if directory is not None:
         console.log_to(directory.path / "log.txt")
         console.say(f"run directory {directory.path}, attempt {directory.attempt}", label="run")
     console.say(environment.in_words(processes), label="devices")
+    for node, why in slow_nodes(nodes).items():
+        console.warn(f"{node} is slow, and holds up all: {why}")
     # One process a node decodes what is not in the cache yet; then all of them map the same pages.
     disk = launcher.node_disk()
     stored = group.once_a_node(lambda: str(datasets.prepare(settings.data, console.bar, console.say, disk)))
@@ -125,7 +129,8 @@ def _train(
         console.warn(note)
     own_cores = cores.keep_to_own(group)  # not before: whoever decodes should have them all
     startup.mark("data")
-    trainer = Trainer(settings, dataset, group=group, preemption=preemption, console=console, directory=directory)
+    saving = Saving(settings, group, preemption, console, directory)
+    trainer = Trainer(settings, dataset, group, preemption, console, saving)
     group.guarded(lambda: footprint.require_room(directory.path, settings, trainer.model) if directory else None)
     if directory is not None:
         directory.begins_at(trainer.progress.step, trainer.steps_per_epoch)

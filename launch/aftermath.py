@@ -13,13 +13,19 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from allocation import Allocation, reachable, run_client, say, show, show_job
+from allocation import Allocation, run_client, say, show, show_job, usable
 
 FINISHED, FAILED, BAD_INPUT, PREEMPTED = 0, 1, 2, 75
 """exit statuses of job/train.py"""
-LOST = re.compile(r"^error: lost contact with rank (\d+) of \d+ on (\S+), which (.*)", re.MULTILINE)
-"""what job/distributed/roll_call.py has found out"""
+LOST = re.compile(
+    r"^error: (?:lost contact with )?rank (\d+)[\d, ]* of \d+ (?:on \S+(?:, which | (?=misc))|(?=never came))(.*)",
+    re.MULTILINE,
+)
+"""what job/ has found out"""
+MISCOMPUTES = re.compile(r"rank \d+ of \d+ on (\S+) miscomputes: .*")
+"""what job/training/ranks/cross_check.py says of one rank alone"""
 PATIENCE = 3
 """requeues in a row that bring no new checkpoint, after which the job gives up"""
 
@@ -53,7 +59,7 @@ def begin(allocation: Allocation, run: Path) -> Start:
     again = f".{allocation.again}" if allocation.again else ""
     logs = run / "slurm" / f"{allocation.job}.{allocation.restarts}{again}"
     logs.mkdir(parents=True, exist_ok=True)
-    return Start(allocation, run, logs, read_status(run), newest_checkpoint(run))
+    return Start(allocation, run, logs, read_json(run / "status.json"), newest_checkpoint(run))
 
 
 def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -> int | Allocation:
@@ -65,7 +71,7 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
     that dies between the result and the report comes back to write what is missing.
     """
     failures = read_failures(messages)
-    after = read_status(start.run)
+    after = read_json(start.run / "status.json")
     state = after.get("state") if after != start.status else None
     if exit_status == FINISHED or (state == "finished" and after.get("complete", True)):
         show_errors(start, 0)
@@ -77,7 +83,9 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
         return come_back(start, reason, PREEMPTED, here=False)
     # srun ends the other ranks, so that the highest status is not always the first.
     if BAD_INPUT in (exit_status, failures[0].status if failures else None):
-        show_errors(start, 0)
+        # Rank zero says it for all, but not what another's node lacks.
+        ranks = [0, *(failure.rank for failure in failures)]
+        show_errors(start, next((rank for rank in ranks if re.search("^error: ", error_text(start, rank), re.M)), 0))
         return end(start, "not started again: the input has to be mended first", BAD_INPUT)
     exit_status = exit_status if 0 < exit_status < 256 else FAILED
     reason = record_failure(start, failures, messages)
@@ -85,7 +93,9 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
         return end(start, f"not started again, for it never began: {reason}", FAILED)
     starved = out_of_memory(messages)
     if starved:
-        reason += f"; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
+        most = max(after.get("peak_memory") or [0]) / 1e6
+        seen = f"; {most:,.0f} MB were seen of a rank before" if most else ""
+        reason += f"{seen}; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
     recurs = starved and newest_checkpoint(start.run) == start.checkpoint
     if recurs or (state == "failed" and after.get("recurs")):
         return end(start, f"not started again, for it would end the same way: {reason}", exit_status)
@@ -149,13 +159,26 @@ def fitting(start: Start) -> tuple[str, ...]:
         text = (start.run / "config.yaml").read_text(encoding="utf-8")
         found = re.findall(r"^  (batch_size|gradient_accumulation|gradient_shards): (\d+)$", text, re.MULTILINE)
         number = {name: int(value) for name, value in found}
-        nodes = reachable(start.allocation.nodes)
+        nodes = healthy(start.run, usable(start.allocation.nodes))
         for count in range(len(nodes), 0, -1):
             size = count * start.allocation.processes
             parts = number.get("gradient_shards") or size * number["gradient_accumulation"]
             if parts % size == 0 and number["batch_size"] % parts == 0:
                 return nodes[:count]
     return ()
+
+
+def healthy(run: Path, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``nodes`` that the newest start did not find slow, nor to miscompute; all if it did so of all."""
+    slow = read_json(run / "environment.json").get("slow_nodes")
+    wrong = MISCOMPUTES.fullmatch(str(read_json(run / "status.json").get("error")))
+    unfit = (slow if isinstance(slow, dict) else {}) | ({wrong[1]: "it miscomputes"} if wrong else {})
+    found = [node for node in nodes if node in unfit]
+    if len(found) == len(nodes):
+        return nodes
+    for node in found:
+        say(f"{node} is left out: {unfit[node]}")
+    return tuple(node for node in nodes if node not in found)
 
 
 def cancels(record: str) -> bool:
@@ -178,10 +201,10 @@ def end(start: Start, verdict: str, exit_status: int) -> int:
     return exit_status
 
 
-def read_status(run: Path) -> dict[str, object]:
-    """What status.json says; empty if there is none."""
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of the run directory says; empty if there is none."""
     with contextlib.suppress(OSError, ValueError):
-        content = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}
 
@@ -232,9 +255,9 @@ def record_failure(start: Start, failures: list[Failure], messages: list[str]) -
     gone = [Failure(nodes.index(node) * each, node, "Node failure", None) for node in dead if node in nodes]
     found = min(gone + failures, key=followed, default=Failure(0, "an unknown node", "srun failed", None))
     lost = LOST.search(error_text(start, 0) + error_text(start, 1))
-    if lost and not (found.rank == int(lost[1]) and lost[3].startswith("ended")):  # of that srun knows more
-        found = Failure(int(lost[1]), lost[2], lost[3], None)
-    step = read_status(start.run).get("step", 0)
+    if lost and not (found.rank == int(lost[1]) and lost[2].startswith("ended")):  # of that srun knows more
+        found = Failure(int(lost[1]), nodes[int(lost[1]) // each], lost[2], None)
+    step = read_json(start.run / "status.json").get("step", 0)
     size = start.allocation.world_size
     text = f"rank {found.rank} of {size} on {found.node} failed first, after step {step}: {found.how}"
     report = start.logs / "failure.txt"

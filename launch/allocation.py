@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ NOT_PRINTABLE = re.compile(
 
 PROBE_WITHIN = 20.0
 """seconds"""
+LOOK = 'exec 3<>"/dev/tcp/$1/$2" && echo "$(nvidia-smi -L 2>/dev/null | grep -c ^GPU) GPUs"'
+"""what a task does on a node to see whether it can be used"""
 
 
 class LaunchError(Exception):
@@ -104,16 +107,44 @@ def expand(hosts: str) -> tuple[str, ...]:
     return tuple(done.stdout.split())
 
 
-def reachable(nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of ``nodes`` on which a task starts now: the controller may take minutes to miss one that died."""
+def address(nodes: tuple[str, ...]) -> str:
+    """Where rank zero is met: the first node's name, or Slurm's address of it where the name does not resolve."""
+    if len(nodes) == 1:
+        return "127.0.0.1"
+    names: list[str] = re.findall(r"NodeAddr=(\S+)", run_client("scontrol", "show", "node", nodes[0]).stdout)
+    for candidate in (nodes[0], *names):
+        with contextlib.suppress(OSError):
+            socket.getaddrinfo(candidate, None)
+            return candidate
+    raise LaunchError(f"the name {nodes[0]} does not resolve on itself: ask the site's administrators")
+
+
+def usable(nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of ``nodes`` on which a task starts now, reaches the first node and sees as many GPUs as any; says why not.
+
+    The controller may take minutes to miss a node that died.
+    """
     probe = ["srun", "--overlap", "--mem=0", "--mpi=none", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--quiet"]
-    probes = {node: subprocess.Popen([*probe, f"--nodelist={node}", "true"]) for node in nodes}
-    deadline = time.monotonic() + PROBE_WITHIN
-    for each in probes.values():
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            each.wait(max(0.0, deadline - time.monotonic()))
-        each.kill()
-    return tuple(node for node, each in probes.items() if each.wait() == 0)
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    with socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=both) as listener:
+        look = ["bash", "-c", LOOK, "look", address(nodes), str(listener.getsockname()[1])]
+        probes = {
+            node: subprocess.Popen([*probe, f"--nodelist={node}", *look], stdout=subprocess.PIPE) for node in nodes
+        }
+        deadline = time.monotonic() + PROBE_WITHIN
+        for each in probes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                each.wait(max(0.0, deadline - time.monotonic()))
+            each.kill()
+    found = {node: re.search(rb"(\d+) GPUs", each.communicate()[0]) for node, each in probes.items()}
+    gpus = {node: int(seen[1]) for node, seen in found.items() if seen and probes[node].returncode == 0}
+    most = max(gpus.values(), default=0)
+    for node in nodes:
+        if gpus.get(node, -1) < most:
+            why = f"{gpus[node]} of {most} GPUs are seen there" if node in gpus else "no task there reaches the others"
+            say(f"{node} is left out: {why}")
+    return tuple(node for node in nodes if gpus.get(node) == most)
 
 
 def gpus_per_node(record: str, nodes: tuple[str, ...]) -> int:

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 import secrets
 import shlex
 import signal
@@ -35,6 +34,7 @@ from aftermath import BAD_INPUT, PREEMPTED, Start
 from allocation import (
     Allocation,
     LaunchError,
+    address,
     job_name,
     kill_wait,
     read_allocation,
@@ -180,18 +180,6 @@ def environment(allocation: Allocation) -> dict[str, str]:
     if allocation.end_time is not None:
         told["RANKZERO_END_TIME"] = str(allocation.end_time)
     return {**os.environ, **told}
-
-
-def address(nodes: tuple[str, ...]) -> str:
-    """Where rank zero is met: the first node's name, or Slurm's address of it where the name does not resolve."""
-    if len(nodes) == 1:
-        return "127.0.0.1"
-    names: list[str] = re.findall(r"NodeAddr=(\S+)", run_client("scontrol", "show", "node", nodes[0]).stdout)
-    for candidate in (nodes[0], *names):
-        with contextlib.suppress(OSError):
-            socket.getaddrinfo(candidate, None)
-            return candidate
-    raise LaunchError(f"the name {nodes[0]} does not resolve on itself: ask the site's administrators")
 
 
 def port(allocation: Allocation) -> int:

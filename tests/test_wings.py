@@ -75,8 +75,8 @@ def test_a_module_can_be_read_at_one_sitting_and_imports_torch_only_where_that_i
         assert not re.search(r"^(import|from) (torch|accelerate)\b", text, re.MULTILINE)
 
 
-def test_a_folder_has_nine_modules_at_most() -> None:
-    for folder in {path.parent for path in MODULES}:
+def test_a_wing_has_nine_modules_at_most() -> None:
+    for folder in {path.parent for path in MODULES} - {JOB}:
         assert len([path for path in folder.glob("*.py") if not path.name.startswith("__")]) <= 9, folder
 
 

@@ -125,6 +125,8 @@ class Train:
     evaluated and written in place of the weights themselves; null: none"""
     patience: int | None = number(None, 1, MANY)
     """epochs without a better validation accuracy after which a run is finished; null: it trains train.epochs"""
+    cross_check: int | None = number(None, 1, 10**9, **MAY_CHANGE, **NO_RECIPE)
+    """steps between comparisons of what processes make of the same images: one that differs ends the run; null: none"""
     clip_norm: float | None = number(None, above=0)
     """largest global L2 norm of the gradient; null: not clipped"""
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
@@ -256,6 +258,8 @@ class Config:
             raise UserError("train.gradient_accumulation with train.gradient_shards", "use one: shards save memory too")
         if self.train.gradient_shards and self.runtime.gradients != "fp32":
             raise UserError("runtime.gradients=bf16 with train.gradient_shards", "sums are exact in fp32; use one")
+        if self.train.cross_check and not self.train.deterministic:
+            raise UserError("train.cross_check with train.deterministic=false", "use one: without it bits never recur")
         if self.model.freeze == "backbone" and self.optimizer.backbone_rate != 1:
             raise UserError("optimizer.backbone_rate with model.freeze=backbone", "use one: what is frozen has no rate")
         if self.data.source in ("cifar10", "shapes10") and self.data.image_size != 32:
@@ -263,8 +267,9 @@ class Config:
                 f"data.image_size={self.data.image_size}",
                 f"{self.data.source}'s images are 32 pixels; use 32, or data.source folder",
             )
-        if self.data.labels is not None and self.data.source != "folder":
-            raise UserError(f"data.labels with data.source={self.data.source}", "use data.source folder, or null")
+        for name, source in (("labels", "folder"), ("url", "cifar10")):
+            if getattr(self.data, name) is not None and self.data.source != source:
+                raise UserError(f"data.{name} with data.source={self.data.source}", f"use {source}, or {name} null")
         if self.data.hold_out == "grouped" and self.data.labels is None:
             raise UserError("data.hold_out=grouped", "give data.labels, a table with a column of groups")
         if self.schedule.warmup_epochs >= self.train.epochs:

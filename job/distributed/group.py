@@ -191,6 +191,9 @@ def start(
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
 
+    if world_size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # the rest is said by errors, and was 25 lines of each
+
     import torch
 
     _prepare_arithmetic(threads, deterministic=deterministic, compiled=settings.compile == "default")
@@ -230,7 +233,9 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
     control_group: Any = None
     unknown: list[int] = []
     roll = None
+    absent: Callable[[], list[int]] = list
     try:
+        absent = handshake.arrive(patience)
         accelerator = Accelerator(
             cpu=cpu,
             mixed_precision={"fp32": "no"}.get(settings.precision, settings.precision),
@@ -261,10 +266,11 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
     except RuntimeError as error:
         if not ending.lost_contact(error):
             raise
+        never = ", ".join(map(str, absent()))
         raise FailedError(
-            f"rank {launcher.launch_rank()} of {launcher.world_size()} did not meet all others at "
-            f"{launcher.meeting_address()} ({first_line(error)}): see whether they started, and whether that address "
-            "can be reached from every node"
+            f"rank {never or launcher.launch_rank()} of {launcher.world_size()} "
+            f"{'never came to' if never else 'did not meet all others at'} {launcher.meeting_address()} "
+            f"({first_line(error)}): see whether all started, and whether that address can be reached from every node"
         ) from None
     if unknown:
         raise FailedError(

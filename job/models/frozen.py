@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from job.config.errors import UserError
@@ -15,7 +15,7 @@ def freeze(model: nn.Module, settings: Config) -> None:
     """Let no gradient be computed for the parameters that ``model.freeze`` names.
 
     Raises UserError where it names what there is not, or leaves nothing to train; and where ``train.gradient_shards``
-    meets batch normalisation that is trained, whose statistics are of what one process sees.
+    leave batch normalisation, which is trained, one image at a time.
     """
     what, parameters = settings.model.freeze, dict(model.named_parameters())
     for prefix in what if isinstance(what, list) else ():
@@ -31,11 +31,12 @@ def freeze(model: nn.Module, settings: Config) -> None:
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError(f"model.freeze={what} leaves nothing to train", "name fewer layers")
     train(model)
-    if settings.train.gradient_shards and normalised(model):
-        mend = (
-            f"statistics of {settings.model.name}'s batch normalisation depend on who sees what; freeze it, or use null"
+    size, shards = settings.train.batch_size, settings.train.gradient_shards
+    if shards and size < 2 * shards and normalised(model):
+        raise UserError(
+            f"train.gradient_shards={shards} with train.batch_size={size}",
+            f"{settings.model.name}'s batch normalisation takes two images a shard; use {size // 2} or fewer shards",
         )
-        raise UserError(f"train.gradient_shards={settings.train.gradient_shards}", mend)
 
 
 def train(model: nn.Module) -> None:
@@ -50,6 +51,11 @@ def train(model: nn.Module) -> None:
 def normalised(model: nn.Module) -> list[nn.Module]:
     """Layers of batch normalisation that learn from what they see, of a ``model`` in training mode."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+
+
+def moving(model: nn.Module) -> list[Tensor]:
+    """Buffers of a ``model`` in training mode that a pass may change: statistics, counts, and some that stay."""
+    return [buffer for module in model.modules() if module.training for buffer in module.buffers(recurse=False)]
 
 
 def _below(name: str, prefix: str) -> bool:

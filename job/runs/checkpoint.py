@@ -27,6 +27,7 @@ from torch import Tensor
 
 from job.config.errors import UserError
 from job.config.plain import renewed
+from job.models import fingerprint
 from job.runs import files
 from job.runs.reader import checkpoints, step_of
 from job.runs.records import Position, require
@@ -73,7 +74,7 @@ def reached(point: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one run, ``keep`` of them; on ranks other than zero (``directory`` None) none at all."""
+    """The checkpoints of one run, ``keep`` of them; none at all where ``directory`` is None, as on other ranks."""
 
     def __init__(self, directory: Path | None, *, keep: int, say: Callable[[str], None]) -> None:
         self._directory = directory
@@ -96,8 +97,8 @@ class Checkpoints:
         if self._directory is None or (self._writer is not None and self._writer.is_alive()):
             return False
         begin = time.monotonic()
-        model, optimizer, copies = map(files.to_host, (state.model, state.optimizer, state.copies))
-        copy = State(model, optimizer, state.trainer, copies)
+        to_host = files.to_host
+        copy = State(to_host(state.model), to_host(state.optimizer), state.trainer, to_host(state.copies))
         self._error = None  # whatever became of the save before this one, it matters no more
         self._writer = threading.Thread(target=self._write, args=(copy, begin), name="checkpoint")
         self._writer.start()
@@ -114,10 +115,7 @@ class Checkpoints:
         return error
 
     def load(self, *, metrics_bytes: int) -> State | None:
-        """``newest_whole``; what it passed over is set aside, under a name that begins with ``damaged-``.
-
-        Retention would otherwise count it, and keep it in place of a good one.
-        """
+        """``newest_whole``; what it passed over is set aside as ``damaged-...``: retention would count it."""
         if self._directory is None:
             return None
         state = newest_whole(self._directory, self._say, metrics_bytes=metrics_bytes)
@@ -135,6 +133,7 @@ class Checkpoints:
             for what, tensors in (("weights", state.model), ("moments of the gradients", state.optimizer)):
                 if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
                     raise NotFiniteError(f"{what} are not finite after step {state.trainer['step']}")
+            state.trainer["fingerprint_of_rest"] = fingerprint.of(state.optimizer | state.copies)
             written = write(self._directory, state)
             self.save_seconds = time.monotonic() - begin
             self._retire(written)
@@ -197,10 +196,9 @@ def write(directory: Path, state: State) -> Path:
     try:
         written = {}
         for name, tensors in zip((*FILES[:2], COPIES), (state.model, state.optimizer, state.copies), strict=True):
-            if name == COPIES and not tensors:
-                continue
-            written[name] = files.write_safetensors(temporary / name, tensors)
-            reached(name)
+            if tensors or name != COPIES:
+                written[name] = files.write_safetensors(temporary / name, tensors)
+                reached(name)
         text = json.dumps({"format": FORMAT} | state.trainer, allow_nan=False, indent=1)
         written["trainer.json"] = files.write_file(temporary / "trainer.json", [text.encode()])
         reached("trainer.json")
@@ -256,7 +254,11 @@ def read(path: Path) -> State:
     for name in listed.keys() - {"trainer.json"}:
         with files.opened_as(path / name) as file:
             tensors[name] = load_file(file)
-    return State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
+    state = State(tensors[FILES[0]], tensors[FILES[1]], trainer, tensors.get(COPIES, {}))
+    held = {"fingerprint": state.model, "fingerprint_of_rest": state.optimizer | state.copies}
+    if any(name in trainer and trainer[name] != fingerprint.of(one) for name, one in held.items()):
+        raise ValueError("its tensors are not those that training had (their fingerprint differs)")
+    return state
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -295,6 +297,4 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
 
 def _remove(path: Path) -> None:
     # A rename first: a checkpoint that is half deleted must not look like a damaged one.
-    trash = path.with_name(f".trash-{path.name}")
-    path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    shutil.rmtree(path.rename(path.with_name(f".trash-{path.name}")), ignore_errors=True)

@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from job.config.errors import UserError, first_line
 from job.config.settings import REPOSITORY
 from job.distributed import launcher, startup
+from job.distributed.handshake import slow_nodes
 from job.runs.records import Seconds
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def of_process(group: Group) -> dict[str, Any]:
-    """Versions, device, host and threads of this process, for ``environment.json``. No environment variables."""
+    """Versions, device, host and threads of this process, for ``environment.json``."""
     import accelerate
     import torch
 
@@ -35,6 +37,7 @@ def of_process(group: Group) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(group.device) if cuda else _cpu_name(),
         "device_type": group.device.type,
         "launcher": launcher.started_by(),
+        "arithmetic": f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if cuda else _instructions(),
         "threads": torch.get_num_threads(),
         "python": sys.version.split()[0],
         "torch": torch.__version__,
@@ -44,8 +47,8 @@ def of_process(group: Group) -> dict[str, Any]:
     }
 
 
-def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
-    """What ``environment.json`` says of this start."""
+def of_start(processes: list[dict[str, Any]], nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """What ``environment.json`` says of this start. launch/aftermath.py leaves out nodes that are slow."""
     return {
         "began": round(startup.began(), 3),
         "command": sys.argv,
@@ -54,7 +57,27 @@ def of_start(processes: list[dict[str, Any]]) -> dict[str, Any]:
         "hosts": sorted({process["host"] for process in processes}),
         "devices": [process["device"] for process in processes],
         **{key: value for key, value in processes[0].items() if key not in ("host", "device")},
+        "nodes": nodes,
+        "slow_nodes": slow_nodes(nodes),
     }
+
+
+def software() -> str:
+    """The versions of what the job stands on. Raises UserError where they do not fit each other."""
+    import accelerate
+    import torch
+
+    versions = f"torch {torch.__version__}, accelerate {accelerate.__version__}"
+    try:
+        import torchvision
+        from torchvision.ops import nms
+
+        nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # an operator that is compiled against torch
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"torchvision does not fit {versions} ({first_line(error)})", "install both anew, from one index"
+        ) from None
+    return f"{versions}, torchvision {torchvision.__version__}"
 
 
 def program() -> dict[str, Any]:
@@ -140,6 +163,14 @@ def in_all(rows: list[Seconds]) -> Seconds:
     return cast(
         Seconds, {kind: round(sum(cast(Mapping[str, float], row).get(kind, 0.0) for row in rows), 3) for kind in kinds}
     )
+
+
+def _instructions() -> str:
+    """Those of this CPU that torch uses, and what the environment says of those that its libraries may use."""
+    from torch.backends import cpu
+
+    told = (name for name in ("ONEDNN_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS") if name in os.environ)
+    return ", ".join([cpu.get_cpu_capability(), *(f"{name}={os.environ[name]}" for name in told)])
 
 
 def _cpu_name() -> str:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import typing
 from functools import cache
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,
-    TypedDict,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union
 
 from job.config.settings import Config
 
@@ -37,13 +28,13 @@ class TrainLine(TypedDict):
     step: Number
     """optimizer steps taken, from 1"""
     epoch: Number
-    """from 1"""
     loss: float | None
     """mean over the images since the last line; None when fp16's loss scaling left out all of their steps"""
     learning_rate: float
     """of the last step"""
     images_per_second: float
-    """over all processes"""
+    fingerprint: NotRequired[str]
+    """of the weights after the step (``job.models.fingerprint``); runs of before it have none"""
     skipped_steps: NotRequired[int]
     """steps of the whole run that fp16's loss scaling left out, if any"""
 
@@ -55,7 +46,6 @@ class ValidationLine(TypedDict):
     epoch: Number
     step: Number
     train_loss: float
-    """mean over the images of the epoch"""
     loss: NotRequired[float | None]
     """None when it is not finite"""
     accuracy: NotRequired[Share]
@@ -142,8 +132,7 @@ class Evaluation(Origin, Matrix):
     calibration_error: NotRequired[Share]
     """expected calibration error: how far the probability of the predicted class is from the share that is right"""
     auc: NotRequired[Share | None]
-    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
-    times classes are more than 2^27, whose probabilities are not gathered"""
+    """mean of the classes' areas under the ROC curve; None, too, where images times classes are more than 2^27"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
@@ -182,19 +171,38 @@ class Status(TypedDict):
     seconds: NotRequired[Seconds]
     """of this start, until this was written"""
     seconds_in_all: NotRequired[Seconds]
+    peak_memory: NotRequired[list[int]]
+    peak_device_memory: NotRequired[list[int]]  # bytes that each rank of this start took at most, as for the host's
+    waited: NotRequired[list[float]]
+    """seconds that each rank waited for the gradients of others, where it computes on a CPU"""
 
 
-class Start(TypedDict, total=False):
-    """What is read of a start in ``environment.json``; more is written."""
+class Platform(TypedDict, total=False):
+    """What may decide on bits beside the settings, as ``environment.json`` says it of a start; more is written."""
+
+    git_commit: str | None
+    code: str
+    """hex SHA-256 over the files in ``job/``"""
+    world_size: Number
+    hosts: list[str]
+    devices: list[str]
+    device_type: str
+    arithmetic: str
+    """the CPU's instructions that are used, or the versions of CUDA and cuDNN"""
+    threads: Number
+    python: str
+    torch: str
+    accelerate: str
+
+
+class Start(Platform, total=False):
+    """A start in ``environment.json``."""
 
     started: str
     """ISO 8601"""
     step: int
     """optimizer steps that stood when it began"""
     steps_per_epoch: Number
-    git_commit: str | None
-    code: str
-    """hex SHA-256 over the files in ``job/``"""
     attempt: int
     began: float
     """seconds since 1970, of the launch under Slurm, or of the process"""
@@ -204,21 +212,12 @@ class Start(TypedDict, total=False):
     """optimizer step that stood then"""
 
 
-class Environment(TypedDict, total=False):
-    """What is read of ``environment.json``: the newest start, and all of them."""
+class Environment(Platform, total=False):
+    """``environment.json``: the newest start, and all of them."""
 
     command: list[str]
-    git_commit: str | None
-    world_size: Number
-    hosts: list[str]
-    devices: list[str]
-    device_type: str
-    """cpu or cuda"""
     launcher: str
-    """python, accelerate, torchrun or slurm"""
     slurm_job: str | None
-    torch: str
-    accelerate: str
     attempts: list[Start]
 
 
@@ -235,6 +234,8 @@ class Position(TypedDict):
     schedule: NotRequired[Annotated[list[Annotated[list[int], 2, 2]], 1, MOST]]
     best: ValidationLine | None
     last: NotRequired[ValidationLine | None]
+    fingerprint: NotRequired[str]
+    fingerprint_of_rest: NotRequired[str]  # of all tensors but the weights
     metrics_bytes: int
     scaler: dict[str, Any] | None
     classes: list[str]
@@ -260,7 +261,7 @@ def require(value: Any, kind: Any, name: str = "its content") -> None:
 
     ``kind`` is a type of this module, or a dataclass of settings, of which nothing need be there.
     """
-    origin, inner = get_origin(kind) or kind, get_args(kind)
+    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     fits = type(value) is (list if origin in (list, tuple) else dict)
     if origin is Annotated:
         require(value, inner[0], name)
@@ -274,12 +275,12 @@ def require(value: Any, kind: Any, name: str = "its content") -> None:
         if inner[0] not in _PLAIN or not all(map(_PLAIN[inner[0]], value)):  # the long ones are plain
             for i, one in enumerate(value):
                 require(one, inner[0], f"{name}[{i}]")
-    elif fits and (is_typeddict(origin) or dataclasses.is_dataclass(origin)):
+    elif fits and (typing.is_typeddict(origin) or dataclasses.is_dataclass(origin)):
         for key, of in _keys(kind).items():
             inside = key if name == "its content" else f"{name}.{key}"
             if key in value:
                 require(value[key], of, inside)
-            elif getattr(kind, "__total__", False) and get_origin(of) is not NotRequired:
+            elif getattr(kind, "__total__", False) and typing.get_origin(of) is not NotRequired:
                 raise ValueError(f"{inside} is missing")
     elif origin in _PLAIN:
         fits = _PLAIN[origin](value)
@@ -288,13 +289,12 @@ def require(value: Any, kind: Any, name: str = "its content") -> None:
 
 
 def _is(value: Any, kind: Any) -> bool:
-    try:
+    with contextlib.suppress(ValueError):
         require(value, kind)
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 @cache
 def _keys(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    return typing.get_type_hints(kind, include_extras=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
-from job.config.plain import flat, to_dict
+from job.config.plain import flat, renewed, to_dict
 from job.config.settings import Config
-from job.runs.reader import configuration, evaluation, require_run
+from job.runs.reader import Record, checkpoints, configuration, evaluation, read_json, require_run, step_of
+from job.runs.records import Position, require
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +60,19 @@ def build(settings: Config, classes: tuple[str, ...]) -> nn.Module:
     size = settings.data.image_size
     seed = settings.train.seed_for("weights")
     return registry.build(settings.model, classes=len(classes), image_size=size, seed=seed)
+
+
+def positions(run: Path) -> dict[int, Record]:
+    """What ``trainer.json`` says in each checkpoint, by step, ascending; nothing of one that cannot be read."""
+    found: dict[int, Record] = {}
+    for path in checkpoints(run / "checkpoints"):
+        known = found[step_of(path)] = {}
+        with contextlib.suppress(UserError, ValueError):
+            position = read_json(path / "trainer.json", dict) or {}
+            position["config"] = renewed(position.get("config"))
+            require(position, Position)
+            known |= position
+    return found
 
 
 def require_data(run: Path, settings: Config, split: str, classes: tuple[str, ...], fingerprint: str) -> None:

@@ -1,4 +1,5 @@
 """The loop.
 
-Others use evaluated: caveats, require_validation; optimizers: learning_rate; trainer: Trainer.
+Others use evaluated: caveats, require_validation; optimizers: learning_rate; replay: Outcome, replay; saving: Saving;
+trainer: Trainer.
 """

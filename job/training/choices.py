@@ -13,6 +13,7 @@ from torch import nn
 from job.config.settings import Config
 from job.data.datasets import Dataset
 from job.distributed.group import Group
+from job.models import frozen
 from job.training.optimizers import trained
 
 Sums = Literal["none", "flat", "overlapped", "ordered"]
@@ -34,7 +35,7 @@ class Choices:
     shared_memory: bool = False
     """ranks exchange through memory that they share (``job.training.ranks.shared_memory``)"""
     remarks: tuple[str, ...] = ()
-    """what was asked for and cannot be done, or does not pay"""
+    """what was asked for and cannot be done, does not pay, or depends on the number of processes"""
 
     def __str__(self) -> str:
         said = ["images on the device" if self.images_on_device else "images in host memory", "fused optimizer"]
@@ -62,6 +63,10 @@ def choose(settings: Config, model: nn.Module, dataset: Dataset, group: Group) -
         times = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
         what = f"no gain from bf16, whose products take {times:.1f} times as long as fp32's on this CPU"
         remarks += [what] if times > 1.1 else []
+    alone = settings.train.cross_check and group.world_size == 1
+    remarks += ["no comparison of ranks, for which train.cross_check needs two"] if alone else []
+    if group.world_size > 1 and not settings.train.gradient_shards and frozen.normalised(model):
+        remarks += ["batch normalisation by what each process sees (train.gradient_shards: by shards, on any number)"]
     on_cpus_of_one_host = not cuda and sys.platform == "linux" and 1 < group.world_size == group.local_world_size
     shared_memory = on_cpus_of_one_host and settings.runtime.gradients == "fp32"
     sums = _sums(settings, model, group.world_size, at_once=graphs or shared_memory)

@@ -10,7 +10,7 @@ from typing import Any
 from job.config.errors import DivergedError, FailedError, UserError
 from job.config.settings import Config
 from job.display.console import Console
-from job.distributed import startup
+from job.distributed import cores, startup
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
@@ -71,6 +71,10 @@ class Saving:
         by_epoch = settings.every_epochs is not None and ended is not None and ended % settings.every_epochs == 0
         return by_step or by_epoch or ended == self._settings.train.epochs
 
+    def line_due(self, step: int, *, end: bool) -> bool:
+        """Whether a training line is written after optimizer step ``step``; ``end``: of its epoch."""
+        return end or step % self._settings.run.log_every == 0
+
     def overdue(self) -> bool:
         """Whether ``checkpoint.every_seconds`` have passed since the last save; rank zero's clock counts."""
         every = self._settings.checkpoint.every_seconds
@@ -90,11 +94,15 @@ class Saving:
 
     def _save(self, step: int, state: Callable[[], State], *, final: bool) -> None:
         self.look_after(finish=final)
+        assert self._directory is not None
         with self._writing(f"checkpoint at step {step}", needed=final):
-            if self._directory is not None and self._directory.mend_metrics():
+            if self._directory.mend_metrics():
                 self._console.warn("metrics.jsonl was deleted or changed from outside: written again")
-            if self._saved_at != step and self.checkpoints.save(state()):
-                self._saved_at = step
+            if self._saved_at != step:
+                new = state()
+                new.trainer["metrics_bytes"] = self._directory.metrics_size()
+                if self.checkpoints.save(new):
+                    self._saved_at = step
         if final:
             self.look_after(finish=True, needed=True)
 
@@ -104,7 +112,9 @@ class Saving:
             with self._writing("run directory", needed=True):
                 if line is not None:
                     self._directory.metric(line)
-                self._directory.status(step=step)
+                roll = self._group.roll_call
+                told = roll.told() if roll else {key: [value] for key, value in cores.peaks().items()}
+                self._directory.status(step=step, **told)
 
     def look_after(self, *, finish: bool = False, needed: bool = False) -> None:
         """Hear of a save that failed in the background, and of how long saves take."""

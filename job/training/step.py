@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from job.models import frozen
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.graphs import Graphs, Warn
+from job.training.ranks.cross_check import CrossCheck
 from job.training.ranks.exchange import Exchange
 
 
@@ -45,7 +47,7 @@ class Step:
         # Only fp16 has one. accelerate's own backward pass and step look for packages on the disk each time.
         self._scaler = group.accelerator.scaler or GradScaler(enabled=False)
         self._parameters = optimizers.trained(model)
-        self._norms = frozen.normalised(model)
+        self._norms, self._buffers = frozen.normalised(model), frozen.moving(model)
         kinds = {type(module).__name__.lower() for module in model.modules()}
         self._random = any("drop" in kind or "stochastic" in kind for kind in kinds)
         self._class_weights = None if class_weights is None else class_weights.to(group.device)
@@ -53,7 +55,7 @@ class Step:
             model.compile()
         self._wrapped: Any = model
         at_once = choices.sums in ("flat", "ordered")
-        self._exchange = Exchange(settings, self._parameters, group, choices) if at_once else None
+        self._exchange = Exchange(settings, self._parameters, group, choices, self._buffers) if at_once else None
         self._graphs = None
         if choices.graphs:
             sums = self._exchange.sums if self._exchange else None
@@ -67,16 +69,25 @@ class Step:
             self._rehearse()
         elif group.world_size > 1:
             model.load_state_dict(group.broadcast(model.state_dict()))
+        self._last: list[Part] = []
+        self._cross_check = None
+        if settings.train.cross_check and group.world_size > 1:
+            self._cross_check = CrossCheck(self._gradient_without_trace, self._parameters, group)
 
     def __call__(self, parts: list[Part], number: int, rate: float) -> Tensor:
         """Step ``number``, counted from 0, at learning rate ``rate``.
 
         Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
         """
+        first, self._last = not self._last, parts
+        if first or number % (self.settings.train.cross_check or 1) == 0:
+            self.cross_check(number)
         optimizers.set_learning_rate(self.optimizer, rate)
         work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
         total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        if self._exchange:
+            self._exchange.begin()
         for i, part in enumerate(parts):
             if self._random:
                 piece = self.group.rank * len(parts) + i
@@ -86,9 +97,12 @@ class Step:
             with contextlib.nullcontext() if last else self.group.accelerator.no_sync(self._wrapped):
                 total += work.gradient(part)
             if self._exchange:
-                self._exchange.collect(i)
+                self._exchange.collect(i, part.weight * len(part.rows))
         if self._exchange:
+            began = time.perf_counter()
             self._exchange.give()
+            if self.group.roll_call is not None and self.group.device.type == "cpu":  # others do not wait here
+                self.group.roll_call.waited += time.perf_counter() - began
         work.update()
         self.optimizer.zero_grad()
         return total
@@ -102,10 +116,25 @@ class Step:
         self._scaler.scale(whole).backward()
         return loss.detach().double()
 
+    def cross_check(self, number: int) -> None:
+        """Have ranks compare what they compute after ``number`` steps, if they are to. Raises FailedError on all."""
+        if self._cross_check is not None and self._last:
+            self._cross_check(self._last[0], number)
+
+    def _gradient_without_trace(self, part: Part, seed: int) -> Sequence[Tensor]:
+        """The part's gradient with the weights of now, beside all that the steps go by."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        torch.manual_seed(seed)
+        loss = self._scaler.scale(self._loss(part, self.model))
+        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return [gradient for gradient in gradients if gradient is not None]
+
     def _loss(self, part: Part, network: Any) -> Tensor:
         """The part's share of the mean loss over the global batch: float32 []."""
         if len(part.rows) == 1 and self._norms:  # one image has no variance
-            with _without_trace(self._norms):
+            with _without_trace(self._buffers):
                 return self._loss(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2), network)
         images, labels = self.batches.fetch(part.rows)
         with self.group.accelerator.autocast():
@@ -159,11 +188,9 @@ def balanced(labels: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def _without_trace(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Let what ``norms`` see within leave their running statistics as they are."""
-    momenta: list[Any] = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # type: ignore[assignment]
+def _without_trace(buffers: Sequence[Tensor]) -> Iterator[None]:
+    """Leave statistics among ``buffers`` as they are, whatever is seen within."""
+    before = [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
     yield
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    for buffer, value in before:
+        buffer.copy_(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
 
@@ -23,61 +23,34 @@ from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.evaluation.metrics import class_accuracy
 from job.evaluation.predictions import Predictions, predict
-from job.models import frozen, registry, weights
+from job.models import fingerprint, frozen, registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import State
-from job.runs.directory import RunDirectory
-from job.runs.records import TrainLine, ValidationLine
+from job.runs.records import ValidationLine
 from job.training.choices import choose
 from job.training.evaluated import Evaluated, require_validation
 from job.training.optimizers import learning_rate
+from job.training.progress import Progress
 from job.training.saving import Saving
 from job.training.step import Step, balanced
 
 
 @dataclass
-class Progress:
-    """Where the run stands: with the tensors, all that the next step depends on."""
-
-    step: int = 0
-    """optimizer steps taken"""
-    epoch: int = 1
-    """the epoch that is trained or validated, from 1"""
-    images: int = 0
-    """images of this epoch that were trained on; position, whatever the number of processes"""
-    losses: list[float] = field(default_factory=list)
-    """mean loss of each step since the last training line"""
-    counts: list[int] = field(default_factory=list)
-    """images of each of these steps"""
-    epoch_loss: float = 0.0
-    """sum of losses over the images of this epoch that stand in training lines"""
-    skipped: int = 0
-    """steps that fp16's loss scaling left out"""
-    schedule: list[list[int]] = field(default_factory=list)
-    """[first, last) epoch of each stretch that learning rates were laid out for"""
-    best: ValidationLine | None = None
-    """the validation record with the highest accuracy so far"""
-    last: ValidationLine | None = None
-    """that of the newest epoch"""
-
-
-@dataclass
 class Trainer:
-    """One run on this rank. ``directory`` is given on rank zero alone, which alone reads and writes there."""
+    """One run on this rank, which ``saving`` keeps."""
 
     settings: Config
     dataset: Dataset
     group: Group
     preemption: Preemption
     console: Console
-    directory: RunDirectory | None
+    saving: Saving
 
     def __post_init__(self) -> None:
         settings, dataset, group = self.settings, self.dataset, self.group
         require_validation(settings, len(dataset.validation))
         self.steps_per_epoch = math.ceil(len(dataset.train) / settings.train.batch_size)
-        self.saving = Saving(settings, group, self.preemption, self.console, self.directory)
         saved = group.guarded(lambda: self.saving.load(dataset.fingerprint), on=group.is_rank_zero)
         state = group.from_rank_zero(saved.trainer if saved else None)
         self.model, self.loaded, chosen = _network(settings, dataset, group, saved, begins=state is None)
@@ -146,7 +119,7 @@ class Trainer:
                 move(count, step=f"{progress.step:,}")
                 end = progress.images == images
                 due = self.saving.due(progress.step, progress.epoch if end else None)
-                if end or progress.step % self.settings.run.log_every == 0:
+                if self.saving.line_due(progress.step, end=end):
                     loss, late = self._write_line()
                     move(0, loss=f"{loss:.4f}")
                     due = due or late
@@ -163,13 +136,16 @@ class Trainer:
         return learning_rate(self.settings, step, self.steps_per_epoch, self.progress.schedule)
 
     def _settle(self) -> bool:
-        """Read the losses since the last time, summed over ranks; True when rank zero finds a save overdue.
+        """Read the losses since the last time, summed over ranks, and rank zero's word: True when a save is overdue.
 
         The one place where training waits for the device. Raises FailedError for a loss that is not finite.
         """
         progress = self.progress
-        overdue = torch.tensor(self.saving.overdue(), dtype=torch.float64, device=self.group.device)
-        *losses, late = self.group.sum(torch.stack([*(loss for loss, _ in self._recent), overdue])).tolist()
+        zeros = torch.zeros(2, dtype=torch.float64, device=self.group.device)
+        own = fingerprint.of_weights(self.model.state_dict()) if self.group.is_rank_zero else zeros
+        told = [*(loss for loss, _ in self._recent), zeros[0] + self.saving.overdue(), *own]
+        *losses, late, high, low = self.group.sum(torch.stack(told)).tolist()
+        progress.fingerprint = fingerprint.text(high, low)
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
             step = progress.step - len(losses) + 1 + bad[0]
@@ -183,25 +159,12 @@ class Trainer:
     def _write_line(self) -> tuple[float, bool]:
         """Write the training line for the steps since the last one: (its mean loss, whether a save is overdue)."""
         late = self._settle()
-        progress, now = self.progress, time.monotonic()
-        images = sum(progress.counts)
-        total = math.fsum(loss * count for loss, count in zip(progress.losses, progress.counts, strict=True))
-        line: TrainLine = {
-            "split": "train",
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "loss": total / images if images else None,
-            "learning_rate": self._rate(progress.step - 1),
-            "images_per_second": round(images / (now - self._last_line), 1),
-        }
-        if progress.skipped:
-            line["skipped_steps"] = progress.skipped
-        progress.epoch_loss += total
-        progress.losses, progress.counts = [], []
+        now = time.monotonic()
+        line = self.progress.line(self._rate(self.progress.step - 1), now - self._last_line)
         self._last_line = now
-        self.saving.record(progress.step, line)
+        self.saving.record(self.progress.step, line)
         self.saving.look_after()
-        return total / max(images, 1), late
+        return line["loss"] or 0.0, late
 
     def _validate(self) -> None:
         """Validate the epoch that was just trained, and go on to the next one."""
@@ -255,13 +218,12 @@ class Trainer:
 
     def _save(self, *, final: bool = False) -> None:
         self._settle()
+        self.step.cross_check(self.progress.step)  # so that the newest checkpoint is one to go on from
         self.saving.save(self.progress.step, self._state, final=final)
 
     def _state(self) -> State:
-        assert self.directory is not None
         scaler = self.group.accelerator.scaler
         trainer = dataclasses.asdict(self.progress) | {
-            "metrics_bytes": self.directory.metrics_size(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "classes": list(self.dataset.classes),
             "data": self.dataset.fingerprint,

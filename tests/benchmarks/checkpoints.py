@@ -1,7 +1,8 @@
-"""What checkpoints and the agreement of the ranks cost.
+"""What checkpoints, fingerprints of weights and the agreement of the ranks cost.
 
   python tests/benchmarks/checkpoints.py throughput [--repeat 5]  SimpleCNN's, checkpointing every 50 steps and never
   python tests/benchmarks/checkpoints.py stall                    one checkpoint of VGG16 with Adam, 1.6 GB
+  python tests/benchmarks/checkpoints.py fingerprint              of SimpleCNN's and VGG16's weights, beside 50 steps
   python tests/benchmarks/checkpoints.py agreement                of two processes, per step
 Medians are printed. Nothing is asserted.
 """
@@ -15,17 +16,19 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from job.config.settings import Model
+from job.config.settings import Config, Model
 from job.distributed.preemption import Preemption
-from job.models import registry
+from job.models import fingerprint, registry
+from job.models.fast import form
 from job.runs import checkpoint
 from job.runs.checkpoint import Checkpoints, State
 
@@ -90,6 +93,36 @@ def stall(repeat: int) -> None:
     print(f"  {statistics.median(writing):.2f} s if it waited for the disk")
 
 
+def fingerprints(repeat: int) -> None:
+    """Processor time of one fingerprint, and of 50 steps of the network in the form that trains fastest here."""
+    for name in ("simple_cnn", "vgg16"):
+        settings = Config(model=Model(name=name))
+        model = registry.build(settings.model, classes=10, image_size=32, seed=0)
+        form.fast(model, settings, image_size=32, device=torch.device("cpu"))
+        optimizer = torch.optim.Adam(model.parameters(), fused=True)
+        images = torch.randn(128, 3, 32, 32).to(memory_format=torch.channels_last)
+        labels = torch.randint(10, (128,))
+
+        def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        works = {
+            "step": partial(step, model, optimizer, images, labels),
+            "fingerprint": partial(fingerprint.of, model.state_dict()),
+        }
+        times: dict[str, list[float]] = {what: [] for what in works}
+        for _ in range(repeat + 1):
+            for what, work in works.items():
+                used = time.process_time()
+                for _ in range(20 if name == "simple_cnn" else 1):
+                    work()
+                times[what].append((time.process_time() - used) / (20 if name == "simple_cnn" else 1))
+        one, seconds = (statistics.median(times[what][1:]) for what in ("fingerprint", "step"))
+        print(f"{name}: {1e3 * one:.2f} ms, of 50 steps' {50e3 * seconds:,.0f} ms {one / seconds / 50:.2%}")
+
+
 def agreement(rank: int, world_size: int, port: int, steps: int = 3000) -> None:
     """The cost of ``tick`` beside a step that sums a gradient of SimpleCNN's size over two processes."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -125,7 +158,7 @@ def agreement(rank: int, world_size: int, port: int, steps: int = 3000) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["throughput", "stall", "agreement"])
+    parser.add_argument("what", choices=["throughput", "stall", "fingerprint", "agreement"])
     parser.add_argument("--repeat", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -133,6 +166,8 @@ def main() -> None:
         throughput(given.repeat)
     elif given.what == "stall":
         stall(given.repeat)
+    elif given.what == "fingerprint":
+        fingerprints(given.repeat)
     else:
         torch.multiprocessing.spawn(agreement, (2, 29_600 + os.getpid() % 1000), 2)
 

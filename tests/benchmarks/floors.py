@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from job.config.settings import Runtime
 from job.distributed import cores
 from job.distributed.group import start
+from job.training.ranks.exchange import add_in_order
 from job.training.ranks.shared_memory import SharedRows
 
 
@@ -166,7 +167,7 @@ def _exchange(rank: int, processes: int, port: int, seconds: float, results: Any
             began = time.perf_counter()
             if shared:
                 shared.own[turn % 2].copy_(tensor)
-                shared.sum(turn % 2, out=tensor)
+                add_in_order(shared.all(turn % 2), tensor)
             else:
                 group.sum(tensor)
                 torch.cuda.synchronize()

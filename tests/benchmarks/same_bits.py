@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, int, list[str]]] = {
     "vgg16_bn": ("few", 1, [*VGG, "--model.name=vgg16_bn"]),
     "vgg16_bn on 2 processes": ("few", 2, [*VGG, "--model.name=vgg16_bn"]),
     "vgg16_bn on 3 processes": ("few", 3, [*VGG, "--model.name=vgg16_bn"]),
+    "vgg16_bn in 4 shards on 2 processes": ("few", 2, [*VGG, "--model.name=vgg16_bn", "--train.gradient_shards=4"]),
 }
 """name to images, processes and options"""
 

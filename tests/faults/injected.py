@@ -9,7 +9,8 @@ read), ``step`` (before an optimizer step; ``n`` is its number in the whole run)
 ``evaluation`` (before an evaluation batch), ``report`` (in place of drawing it), those that ``job.checkpoint.reached``
 names, ``wrote NAME`` (a file of the run directory is written beside, and not yet renamed), ``named NAME`` (it is).
 Actions: kill, stop (SIGSTOP), term, usr1, int, hup, quit, raise, exit0, nan (this rank's loss), inf (a gradient),
-slow (wait a tenth of a second), hang (wait a minute).
+flip weights, flip activation, flip gradient (one bit, once), slow (wait a tenth of a second), hang (wait a minute),
+throttle (run a twentieth of the next three seconds).
 ``NETWORK=narrow``: "vgg16" is a narrow network with dropout, "vgg16_bn" one with batch normalisation.
 """
 
@@ -82,6 +83,9 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
         if "inf" in doing:
             weight = next(self.model.parameters())
             handle = weight.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+        for what in doing:
+            if what.startswith("flip "):
+                flip(self.model, what.removeprefix("flip "))
         total = step(self, parts)
         if "inf" in doing:
             handle.remove()
@@ -122,6 +126,32 @@ def install(faults: list[dict[str, Any]], network: str = "") -> None:
         registry.NETWORKS |= {"vgg16": narrow, "vgg16_bn": narrow_bn}
 
 
+def flip(model: nn.Module, what: str, bit: int = 26, place: int = 0) -> None:
+    """Turn one bit over of the first layer's weights, or the next time of their gradient or of the logits."""
+    layers = [module for module in model.modules() if any(True for _ in module.parameters(recurse=False))]
+    weights = next(layers[0].parameters(recurse=False))
+
+    def turned(tensor: torch.Tensor) -> torch.Tensor:
+        wrong = tensor.detach().clone(memory_format=torch.contiguous_format)
+        wrong.view(-1).view(torch.int32)[place % wrong.numel()] ^= 1 << bit
+        return wrong
+
+    def in_output(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return output + (turned(output) - output.detach())
+
+    def in_gradient(gradient: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return turned(gradient)
+
+    if what == "weights":
+        weights.data.copy_(turned(weights))
+    else:
+        handle = (
+            weights.register_hook(in_gradient) if what == "gradient" else layers[-1].register_forward_hook(in_output)
+        )
+
+
 def act(what: str, point: str) -> bool:
     """Do ``what``; False when that is for the caller to do."""
     if what == "stop":  # to this thread: another one would let it run on for a while
@@ -134,6 +164,14 @@ def act(what: str, point: str) -> bool:
         os._exit(0)
     elif what in WAITS:
         time.sleep(WAITS[what])
+    elif what == "throttle":
+        throttled = os.getpid()
+        if not os.fork():
+            for _ in range(15):
+                for number, seconds in ((signal.SIGSTOP, 0.19), (signal.SIGCONT, 0.01)):
+                    os.kill(throttled, number)
+                    time.sleep(seconds)
+            os._exit(0)
     else:
         return False
     return True

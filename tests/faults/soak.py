@@ -32,12 +32,16 @@ CONFIGURATIONS = {
     "--schedule.warmup_epochs 0.5",
     "2, dropout and augmentation": "--model.name vgg16 --data.augment [flip,resized_crop,rotate] --train.cutmix 1",
     "2, accumulation": "--train.gradient_accumulation 2 --train.label_smoothing 0.1",
-    "2, gradient shards": "--model.name vgg16 --train.gradient_shards 4",
+    "1 2 4, gradient shards": "--model.name vgg16 --train.gradient_shards 4",
+    "1 2 3, shards and batch normalisation": "--model.name vgg16_bn --train.gradient_shards 12 --train.batch_size 60 "
+    "--train.ema 0.9 --train.cutmix 1",
+    "1 2 4, ResNet-18 in shards": "--model.name resnet18 --train.gradient_shards 8 --train.ema 0.9 --train.mixup 0.2 "
+    "--train.class_weights balanced --data.validation 0.8",
     "2, gradients in bf16": "--runtime.gradients bf16",
     "3, batch normalisation in parts": "--model.name vgg16_bn --train.batch_size 48 --train.gradient_accumulation 2",
     "3, saved by the clock": "--train.batch_size 48 --checkpoint.every_steps null --checkpoint.every_seconds 0.1",
 }
-"""processes, and options of a run"""
+"""processes, of which each start has another number, and options of a run"""
 
 
 def soak(
@@ -45,7 +49,7 @@ def soak(
     folder: Path,
     *,
     kills: int,
-    processes: int = 1,
+    processes: Sequence[int] = (1,),
     network: str = "",
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
@@ -57,12 +61,12 @@ def soak(
     ready.join()
     began = time.monotonic()
 
-    def start(run: Path) -> Job:
+    def start(run: Path, count: int) -> Job:
         run.mkdir(exist_ok=True, parents=True)
         command = [*arguments, "--run.dir", str(run / "run")]
-        return Job(command, run / "output.txt", processes=processes, network=network)
+        return Job(command, run / "output.txt", processes=count, network=network)
 
-    reference = start(folder / "undisturbed")
+    reference = start(folder / "undisturbed", processes[0])
     if any(reference.wait(3600)):
         raise RuntimeError(reference.output)
     whole = time.monotonic() - began
@@ -70,11 +74,12 @@ def soak(
     done, runs, found, attempts = 0, 0, [], 0
     while done < kills or attempts:
         run = folder / f"killed-{runs}"
-        job = start(run)
+        count = chance.choice(processes)
+        job = start(run, count)
         attempts += 1
         if done < kills:
             time.sleep(chance.uniform(0, whole))
-            victim = chance.choice([None, *range(processes)])  # all at once, or one
+            victim = chance.choice([None, *range(count)])  # all at once, or one
             if all(rank.exitcode is None for rank in job.ranks):
                 job.signal(signal.SIGKILL, victim)
         statuses = job.wait(3600)
@@ -99,7 +104,13 @@ def each(folder: Path, kills: int, say: Callable[[str], None]) -> tuple[int, int
     for number, (name, options) in enumerate(CONFIGURATIONS.items()):
         say(name)
         share = kills * (number + 1) // len(CONFIGURATIONS) - kills * number // len(CONFIGURATIONS)
-        own = {"kills": share, "processes": int(name[0]), "network": "narrow", "seed": number, "say": say}
+        own = {
+            "kills": share,
+            "processes": [*map(int, name.partition(",")[0].split())],
+            "network": "narrow",
+            "seed": number,
+            "say": say,
+        }
         done, runs, wrong = soak([*arguments, *options.split()], folder / str(number), **own)  # type: ignore[arg-type]
         totals = [totals[0] + done, totals[1] + runs]
         found += wrong
@@ -109,7 +120,7 @@ def each(folder: Path, kills: int, say: Callable[[str], None]) -> tuple[int, int
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--each", action="store_true", help="ten configurations on 1 to 3 processes")
+    parser.add_argument("--each", action="store_true", help="all configurations on 1 to 4 processes")
     parser.add_argument("--pictures", help="folder or archive of train/<class>/* and test/<class>/*")
     parser.add_argument("--cache", default=str(Path(tempfile.gettempdir()) / "rankzero-soak-cache"))
     parser.add_argument("--processes", type=int, default=1)
@@ -132,7 +143,7 @@ def main() -> int:
                 arguments,
                 Path(folder),
                 kills=given.kills,
-                processes=given.processes,
+                processes=[given.processes],
                 network=given.network.replace("simple_cnn", ""),
                 seed=given.seed,
                 say=say,

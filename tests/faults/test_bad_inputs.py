@@ -142,6 +142,7 @@ COMMAND_LINES = [
     Bad("train.py --data.source=shapes10 --data.image_size=8", "shapes10's images are 32 pixels"),
     Bad("train.py --model.weights=imagenet", "there are none for simple_cnn"),
     Bad("train.py --schedule.warmup_epochs=10", "must be less than train.epochs=10"),
+    Bad("train.py --data.source=shapes10 --data.url=https://a.site/b", "use cifar10, or url null"),
     Bad("train.py --train.gradient_shards=2 --train.gradient_accumulation=2", "use one: shards save memory too"),
     Bad("train.py --train.gradient_shards=2 --runtime.gradients=bf16", "sums are exact in fp32"),
     Bad("train.py --train.batch_size=3 --train.gradient_accumulation=2", "train.batch_size=3 does not divide by"),

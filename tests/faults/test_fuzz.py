@@ -246,6 +246,7 @@ def packed(folder: Path, form: str, members: list[tuple[str, str]]) -> Path:
     """A folder or an archive of ``members``; what this form cannot say is left out."""
     contents = {"file": png(), "text": b"no image"}
     target = folder / form
+    (folder / "elsewhere").write_bytes(contents["text"])
     if form == "folder":
         for name, kind in members:
             path = target / "set" / name.strip("/")
@@ -258,7 +259,8 @@ def packed(folder: Path, form: str, members: list[tuple[str, str]]) -> Path:
                 elif kind == "pipe":
                     os.mkfifo(path)
                 else:
-                    path.symlink_to({"link": "..", "outside": "/etc/passwd"}.get(kind, path.name))
+                    # Not to a file of this machine: a later member of the same name is written through the link.
+                    path.symlink_to({"link": "..", "outside": folder / "elsewhere"}.get(kind, path.name))
         return target / "set"
     if form == "zip":
         with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:

@@ -160,13 +160,34 @@ def test_killed_after_the_result_the_next_start_writes_what_is_missing(start, un
     assert (run / "log.txt").read_text() == log
 
 
+@pytest.mark.parametrize(
+    ("network", "arguments"),
+    [
+        ("narrow", ("--model.name", "vgg16_bn", "--train.batch_size", "60", "--train.gradient_shards", "12")),
+        (
+            "",
+            (
+                *("--model.name", "resnet18", "--train.batch_size", "24", "--train.gradient_shards", "12"),
+                *(
+                    "--model.freeze",
+                    '["layer4", "conv1"]',
+                    "--data.validation",
+                    "0.9",
+                    "--train.label_smoothing",
+                    "0.1",
+                ),
+            ),
+        ),
+    ],
+    ids=["vgg16_bn, shards of one image and of none", "resnet18"],
+)
 def test_with_all_of_fine_tuning_on_and_shards_any_number_of_processes_goes_on_with_the_same_bits(
-    start, undisturbed, same, tmp_path
+    network, arguments, start, undisturbed, same, tmp_path
 ) -> None:
-    arguments = (*FINE_TUNING, "--model.name", "vgg16", "--train.batch_size", "36", "--train.gradient_shards", "6")
-    for processes, point, n in ((2, "step", 7), (3, "evaluation", 2), (1, "copies.safetensors", 2)):
-        job = start(*arguments, processes=processes, network="narrow", faults=[{"do": "kill", "at": point, "n": n}])
+    arguments = (*FINE_TUNING, *arguments)
+    for processes, point, n in ((4, "step", 2), (3, "evaluation", 1), (1, "copies.safetensors", 1)):
+        job = start(*arguments, processes=processes, network=network, faults=[{"do": "kill", "at": point, "n": n}])
         assert -9 in job.wait(), job.output
-    job = start(*arguments, processes=2, network="narrow")
+    job = start(*arguments, processes=2, network=network)
     assert job.wait() == [0, 0], job.output
-    same(tmp_path / "run", undisturbed(*arguments, network="narrow"))
+    same(tmp_path / "run", undisturbed(*arguments, network=network))

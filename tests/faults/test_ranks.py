@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import socket
 
 import pytest
 from jobs import Launched, checkpoints, launcher, metrics, result, status
@@ -59,7 +61,7 @@ SILENT = r"gave no sign of life for \d+ s: it is stopped, or its node or network
         (1, {"do": "stop", "at": "evaluation"}, SILENT, {"LOCAL_WORLD_SIZE": "1"}),
         (0, {"do": "stop", "at": "step", "n": 7}, SILENT, {"LOCAL_WORLD_SIZE": "1"}),
         (1, {"do": "stop", "at": "open"}, SILENT, {}),
-        (1, {"do": "hang", "at": "batch"}, r"lives .*: it hangs at line \d+ of job/training/step.py \(gradient\)", {}),
+        (1, {"do": "hang", "at": "batch"}, r"lives .*: it hangs at line \d+ of job/training/step.py \(_loss\)", {}),
     ],
     ids=["in a step", "while validating", "rank zero", "before the data", "in loading"],
 )
@@ -77,6 +79,25 @@ def test_a_rank_that_hangs_is_given_up_and_named_by_those_that_wait(
     if (hung, fault["at"]) == (1, "step"):
         assert start(processes=2).wait() == [0, 0]
         same(tmp_path / "run", undisturbed(processes=2))
+
+
+def test_a_slow_node_is_named_with_its_figure_and_stops_nothing(start, tmp_path) -> None:
+    throttled = [{"do": "throttle", "at": "open", "rank": 1}]
+    job = start("--train.epochs", "1", environment={"LOCAL_WORLD_SIZE": "1"}, processes=2, faults=throttled)
+    assert job.wait() == [0, 0], job.output
+    node = socket.gethostname()  # of both
+    said = re.findall(r"warning: (\S+) is slow, and holds up all: (.*)", job.output)
+    assert len(said) == 1, job.output
+    assert said[0][0] == node
+    assert re.search(r"rank 1 multiplies at \S+ GFLOP/s, and the median is", said[0][1])
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert list(environment["slow_nodes"]) == [node]
+    slow, fast = (environment["nodes"][rank]["gflops"] for rank in (1, 0))
+    assert slow < fast / 5
+    told = status(tmp_path / "run")
+    assert len(told["waited"]) == 2
+    assert all(100e6 < peak < 10e9 for peak in told["peak_memory"]), told
+    assert len(told["peak_memory"]) == 2
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -71,10 +71,10 @@ def test_what_cannot_be_frozen_is_one_line(what: list[str], says: str) -> None:
     assert says in str(caught.value)
 
 
-def test_gradient_shards_take_batch_normalisation_only_where_it_is_frozen() -> None:
-    with pytest.raises(UserError, match="resnet18's batch normalisation depend"):
-        frozen_network(None, train=Train(gradient_shards=2))
-    frozen_network("backbone", train=Train(gradient_shards=2))
+def test_shards_of_one_image_are_refused_where_batch_normalisation_learns() -> None:
+    with pytest.raises(UserError, match="resnet18's batch normalisation takes two images a shard; use 2 or fewer"):
+        frozen_network(None, train=Train(batch_size=5, gradient_shards=5))
+    frozen_network("backbone", train=Train(batch_size=5, gradient_shards=5))
 
 
 def test_groups_of_parameters_have_their_own_rate_and_decay() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 from shipped import ROOT
@@ -41,3 +43,46 @@ def test_out_of_memory_is_told_from_other_ends(line: str, starved: bool) -> None
 )
 def test_what_to_ask_for_instead_is_said(record: str, said: str) -> None:
     assert aftermath.more_memory(record) == said
+
+
+@pytest.mark.parametrize(
+    ("environment", "left", "said"),
+    [
+        (None, "n1 n2 n3", ""),
+        ({"slow_nodes": {}}, "n1 n2 n3", ""),
+        ({"slow_nodes": {"n2": "rank 1 multiplies"}}, "n1 n3", "slurm: n2 is left out: rank 1 multiplies\n"),
+        ({"slow_nodes": {"n9": "of another allocation"}}, "n1 n2 n3", ""),
+        ({"slow_nodes": dict.fromkeys(("n1", "n2", "n3"), "all of them")}, "n1 n2 n3", ""),
+        ({"slow_nodes": "damaged"}, "n1 n2 n3", ""),
+    ],
+)
+def test_nodes_that_were_slow_are_left_out_of_the_next_start(
+    environment: object, left: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if environment is not None:
+        (tmp_path / "environment.json").write_text(json.dumps(environment))
+    assert " ".join(aftermath.healthy(tmp_path, ("n1", "n2", "n3"))) == left
+    assert capfd.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        ("rank 1 of 3 on n2 miscomputes: after step 9 it has not the gradient of the other ranks", "n1 n3"),
+        ("rank 0 of 2 on n1 or rank 1 of 2 on n2 miscomputes: after step 9 they have not the same", "n1 n2 n3"),
+        ("rank 1 failed: ValueError: rank 1 of 3 on n2 miscomputes", "n1 n2 n3"),
+        (None, "n1 n2 n3"),
+    ],
+)
+def test_the_node_of_a_rank_that_miscomputes_is_named_and_left_out_where_it_is_known(error, left, tmp_path) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "failed", "error": error}))
+    assert " ".join(aftermath.healthy(tmp_path, ("n1", "n2", "n3"))) == left
+    named = aftermath.LOST.findall(f"error: {error}\n")
+    assert named == ([("1", error.removeprefix("rank 1 of 3 on n2 "))] if left == "n1 n3" else [])
+
+
+def test_who_never_came_is_named_and_who_waited_is_not() -> None:
+    (lost,) = aftermath.LOST.findall("error: rank 3, 4 of 8 never came to n1:15007 (Timed out): see whether\n")
+    assert lost[0] == "3"
+    assert lost[1].startswith("never came to n1:15007")
+    assert not aftermath.LOST.findall("error: rank 1 of 8 did not meet all others at n1:15007 (refused): see\n")

@@ -184,6 +184,9 @@ def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: 
 def test_an_allocation_that_cannot_be_honoured_is_refused_in_one_line(
     site: Site, options: list[str], complaint: str, run: str
 ) -> None:
+    version = tuple(map(int, re.findall(r"\d+", site.cluster.run("sbatch", "-V").stdout)))
+    if "TRES" in options[0] and version >= (23, 11):
+        pytest.skip("this Slurm says so by itself, of --gpus-per-task")
     overrides = ["--run.dir", run] if run else []
     # The script's own default stands in the way of --gpus, as it does for a user.
     script = site.repository / "slurm" / "any_gpus.sh"
@@ -234,7 +237,9 @@ def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site
             path.write_text(text)
     for job, ended in zip(jobs, states, strict=True):
         log = site.log(job)
-        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+        assert ended["JobState"] == "COMPLETED", log
+        # Newer versions of Slurm requeue after a grace time by themselves once more: that start finds the result.
+        assert ended["Restarts"] in ("1", "2" if how == "graceful" else "1"), log
         assert "the code in job/ is not that" not in log
         stopped_at = int(re.findall(r"stopped after step (\d+)", log)[0])
         assert 20 <= stopped_at < 250

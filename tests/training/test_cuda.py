@@ -85,8 +85,6 @@ def test_every_tensor_of_a_step_an_evaluation_and_a_checkpoint_is_on_the_device_
     group: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if name == "vgg16_bn" and train.gradient_shards:
-        pytest.skip("refused: its statistics depend on who sees what")
     settings = Config(
         model=Model(name=name),  # type: ignore[arg-type]
         data=Data(augment=augment),

@@ -1,4 +1,4 @@
-"""Memory that the ranks of one Linux host share: each leaves its gradients there, and reads everybody's."""
+"""Memory that the ranks of one Linux host share: each leaves its rows there, and reads everybody's."""
 
 from __future__ import annotations
 
@@ -18,22 +18,12 @@ JOIN_WITHIN = 30.0
 """seconds in which the ranks of a host find each other"""
 
 
-def add_in_order(rows: Tensor, *, out: Tensor) -> None:
-    """The sum of ``rows`` [k, n], one after the other, into ``out`` [n]: the same bits whoever holds which rows."""
-    if len(rows) == 1:
-        out.copy_(rows[0])
-    else:
-        torch.add(rows[0], rows[1], out=out)
-    for row in rows[2:]:
-        out += row
-
-
 class SharedRows:
     """Rows of float32 of each rank of one host, in memory that all of them map.
 
     A collective over sockets wakes one thread after the other, and each may wait for the scheduler's next tick:
     milliseconds for gradients that are copied in microseconds. Here a byte through a socket says that rows are written,
-    and each rank adds all of them up by itself, in the same order.
+    and each rank adds all of them up by itself.
     """
 
     def __init__(self, group: Group, rows: int, length: int, patience: float) -> None:
@@ -57,13 +47,13 @@ class SharedRows:
         self.own = self._memory[:, first : first + rows]
         """[2, rows, length]: what this rank adds, in turns"""
 
-    def sum(self, turn: int, *, out: Tensor) -> None:
-        """All ranks' rows of ``turn``, one after the other, into ``out`` [length]: the same bits on every rank.
+    def all(self, turn: int) -> Tensor:
+        """All ranks' rows of ``turn``, in rank order, once they are written: [world_size * rows, length].
 
         Raises ConnectionError or TimeoutError when another rank is gone or hangs.
         """
         self._meet()
-        add_in_order(self._memory[turn], out=out)
+        return self._memory[turn]
 
     def _meet(self) -> None:
         """Return when all ranks are here; what each wrote before can be read after. Rank zero hears of all."""
