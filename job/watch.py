@@ -29,7 +29,7 @@ from rich.text import Text
 from job.config.command_line import Arguments
 from job.config.errors import FAILED, UserError
 from job.display.console import Console, plain_text
-from job.display.text import decimals, duration, epoch_words, goodput, percent, rounded, sparkline
+from job.display.text import by_rank, decimals, duration, epoch_words, goodput, percent, rounded, sparkline
 from job.distributed import ending
 from job.runs import reader
 from job.runs.reader import Run, number
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> int:
         (run,) = follow(screen, looking, lambda runs, _: view(runs[0]))
     else:
         run = tell(looking)
-        if spent := goodput(run.spent):
-            Console().say(spent)
+        for words in filter(None, (goodput(run.spent), by_rank(run.status, run.trained))):
+            Console().say(words)
     if run.evaluation:
         console = Console()
         console.result(run.evaluation)
@@ -145,8 +145,7 @@ def view(run: Run) -> Group:
         bar.add_row(ProgressBar(total=total, completed=step, width=60))
         parts.append(bar)
     parts.append(plain_text(where(run)))
-    if spent := goodput(run.spent):
-        parts.append(plain_text(spent, "dim"))
+    parts += [plain_text(words, "dim") for words in (goodput(run.spent), by_rank(run.status, run.trained)) if words]
     curve = sparkline([number(line.get("loss")) for line in run.lines("train")], 60)
     if len(curve) > 1:
         parts.append(Text(curve, "cyan"))

@@ -93,7 +93,9 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
         return end(start, f"not started again, for it never began: {reason}", FAILED)
     starved = out_of_memory(messages)
     if starved:
-        reason += f"; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
+        most = max(after.get("peak_memory") or [0]) / 1e6
+        seen = f"; {most:,.0f} MB were seen of a rank before" if most else ""
+        reason += f"{seen}; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
     recurs = starved and newest_checkpoint(start.run) == start.checkpoint
     if recurs or (state == "failed" and after.get("recurs")):
         return end(start, f"not started again, for it would end the same way: {reason}", exit_status)

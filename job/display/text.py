@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 from job.config.errors import printable
 from job.runs.records import ClassRow, Confusion, Evaluation, Seconds, ValidationLine
@@ -45,6 +45,24 @@ def goodput(seconds: Seconds) -> str:
     rest = [f"{words} {duration(value)}" for words, value in each.items() if value >= 0.05]
     rest += [f"and {duration(waited)} of waiting between starts"] * (waited >= 0.05)
     return f"{percent(trained / allocated)} of {duration(allocated)} trained steps that count; {', '.join(rest)}"
+
+
+def by_rank(status: Mapping[str, Any], trained: float) -> str:
+    """The rank that took most memory, and the one that others waited for, for more than a tenth of ``trained`` seconds.
+
+    Each waits as long for what travels: what it waited less than the others, they waited for it.
+    """
+    words = []
+    for key, kind in (("peak_memory", "memory"), ("peak_device_memory", "memory of its device")):
+        if peaks := status.get(key):
+            on = f" on rank {peaks.index(max(peaks))}" if len(peaks) > 1 else ""
+            words.append(f"{kind}: {max(peaks) / 1e6:,.0f} MB at most{on}")
+    if len(waited := status.get("waited") or []) > 1:
+        others = (math.fsum(waited) - min(waited)) / (len(waited) - 1) - min(waited)
+        if others > 0.1 * trained > 0:
+            slowest, share = waited.index(min(waited)), percent(others / trained)
+            words.append(f"the others waited {duration(others)} for rank {slowest}, {share} of the time of its steps")
+    return "; ".join(words)
 
 
 def percent(share: object, digits: int = 1) -> str:

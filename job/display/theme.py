@@ -41,7 +41,7 @@ or more."""
 LIGHT, DARK = ({role: pair[i] for role, pair in _COLORS.items()} for i in (0, 1))
 
 FILTERS = (
-    *(text.decimals, text.duration, text.goodput, text.hardest_named, text.listed, text.mistake),
+    *(text.by_rank, text.decimals, text.duration, text.goodput, text.hardest_named, text.listed, text.mistake),
     *(text.measures, text.percent, text.plural, text.shortened, text.tally, text.rounded, text.uneven, text.worded),
 )
 """what a template may put a value through"""

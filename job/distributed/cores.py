@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import resource
 import socket
 import sys
 from collections.abc import Collection, Sequence
@@ -99,6 +100,15 @@ def _topology(core: int) -> tuple[int, ...]:
         with contextlib.suppress(OSError, ValueError):
             found.append(int(Path(f"/sys/devices/system/cpu/cpu{core}/topology/{name}").read_text(encoding="utf-8")))
     return (*found, core) if len(found) == 2 else (0, 0, core)
+
+
+def peaks() -> dict[str, int]:
+    """Bytes of memory that this process has taken at most, of the host and of its device."""
+    found = {"peak_memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    cuda = sys.modules.get("torch.cuda")
+    if cuda is not None and cuda.is_initialized():
+        found["peak_device_memory"] = max(map(cuda.max_memory_allocated, range(cuda.device_count())))
+    return found
 
 
 def keep_freed_memory() -> None:

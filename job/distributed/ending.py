@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line, printable
-from job.distributed import launcher
+from job.distributed import cores, launcher
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
@@ -129,8 +129,9 @@ def reason(error: Exception, group: Group, batch_size: int) -> str:
         return str(error)
     if out_of_memory(error):
         return (
-            f"out of memory on rank {group.rank} with train.batch_size={batch_size} on {group.world_size} processes: "
-            "lower it, raise train.gradient_accumulation, or use more processes"
+            f"out of memory on rank {group.rank} with train.batch_size={batch_size} on {group.world_size} processes, "
+            f"after {max(cores.peaks().values()) / 1e6:,.0f} MB: lower it, raise train.gradient_accumulation, or use "
+            "more processes"
         )
     if lost_contact(error):
         missing = group.roll_call.missing() if group.roll_call is not None else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from job.config.errors import FAILED
-from job.distributed import ending, launcher
+from job.distributed import cores, ending, launcher
 
 WINDOW = 3.0
 """seconds after a report in which the next one is awaited"""
@@ -33,10 +33,15 @@ JOB = str(Path(__file__).resolve().parents[1])
 class RollCall:
     """This rank's connection to rank zero, made by ``join``."""
 
-    def __init__(self, connection: socket.socket, rank: int, nodes: list[str], patience: float) -> None:
+    def __init__(
+        self, connection: socket.socket, rank: int, nodes: list[str], patience: float, members: dict[int, _Member]
+    ) -> None:
         self.before_the_end: Callable[[str], None] = lambda why: None
         """told why this process ends where its main thread waits for a rank that will never come"""
         self._connection, self._rank, self._nodes, self._patience = connection, rank, nodes, patience
+        self.waited = 0.0
+        """seconds that this rank waited for others; rank zero is told, as of its memory, with each sign of life"""
+        self._members = members
         self._main = threading.get_ident()
         self._settled, self._closed = threading.Event(), threading.Event()
         self._verdict, self._silence = "", 0.0
@@ -58,6 +63,13 @@ class RollCall:
         self._say(failed=why)
         self._settled.wait(WINDOW)
 
+    def told(self) -> dict[str, list[Any]]:
+        """On rank zero, peaks of memory and what was waited of all ranks, in rank order, a second or so old."""
+        states = [member.state for _, member in sorted(self._members.copy().items())]
+        keys = ("peak_memory", "peak_device_memory", "waited")
+        every = len(states) == len(self._nodes)
+        return {key: [state[key] for state in states] for key in keys if every and all(key in s for s in states)}
+
     def close(self) -> None:
         """After success, what becomes of the others is of no interest any more."""
         self._closed.set()
@@ -75,7 +87,7 @@ class RollCall:
         content, in_vain = b"", False
         while not (self._closed.is_set() or self._settled.is_set()):
             began = time.monotonic()
-            self._say()
+            self._say(waited=round(self.waited, 1), **cores.peaks())
             received = b""
             try:
                 received = self._connection.recv(LINE)
@@ -114,12 +126,13 @@ def join(rank: int, patience: float, exchange: Callable[[bytes], list[bytes]]) -
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     listener = socket.create_server(("", 0), family=family, backlog=4096, dualstack_ipv6=both) if rank == 0 else None
+    members: dict[int, _Member] = {}
     port = listener.getsockname()[1] if listener else 0
     own = json.dumps({"node": launcher.node()[:64], "port": port, "secret": os.urandom(16).hex()})
     told = [json.loads(text) for text in exchange(own.encode().ljust(512))]
     nodes, secret = [each["node"] for each in told], told[0]["secret"]
     if listener is not None:
-        threading.Thread(target=_call, args=(listener, secret, nodes, patience), daemon=True).start()
+        threading.Thread(target=_call, args=(listener, secret, nodes, patience, members), daemon=True).start()
     try:
         connection = socket.create_connection(
             (launcher.meeting_address().rpartition(":")[0], told[0]["port"]), timeout=WINDOW
@@ -128,7 +141,7 @@ def join(rank: int, patience: float, exchange: Callable[[bytes], list[bytes]]) -
     except OSError:
         return None
     connection.settimeout(_beat(nodes))
-    return RollCall(connection, rank, nodes, patience)
+    return RollCall(connection, rank, nodes, patience, members)
 
 
 @dataclass
@@ -145,9 +158,8 @@ class _Member:
     """``lost``: it has noticed; ``failed``: why it failed; ``at``: where it is; ``waits``: for others, there"""
 
 
-def _call(listener: socket.socket, secret: str, nodes: list[str], patience: float) -> None:
+def _call(listener: socket.socket, secret: str, nodes: list[str], patience: float, members: dict[int, _Member]) -> None:
     """In a thread of rank zero: hear all ranks, and tell all who is missing once one of them asks or is silent."""
-    members: dict[int, _Member] = {}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     reports, reported, since = 0, 0.0, 0.0

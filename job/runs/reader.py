@@ -122,6 +122,11 @@ class Run:
         return in_all(self.spending)
 
     @property
+    def trained(self) -> float:
+        """Seconds of steps of the newest start."""
+        return float(self.status.get("seconds", {}).get("training", 0.0))
+
+    @property
     def resumed_at(self) -> list[int]:
         """Steps at which the run went on after it had been interrupted, ascending."""
         return sorted({attempt.step for attempt in self.attempts if attempt.step > 0})

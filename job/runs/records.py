@@ -28,13 +28,11 @@ class TrainLine(TypedDict):
     step: Number
     """optimizer steps taken, from 1"""
     epoch: Number
-    """from 1"""
     loss: float | None
     """mean over the images since the last line; None when fp16's loss scaling left out all of their steps"""
     learning_rate: float
     """of the last step"""
     images_per_second: float
-    """over all processes"""
     fingerprint: NotRequired[str]
     """of the weights after the step (``job.models.fingerprint``); runs of before it have none"""
     skipped_steps: NotRequired[int]
@@ -48,7 +46,6 @@ class ValidationLine(TypedDict):
     epoch: Number
     step: Number
     train_loss: float
-    """mean over the images of the epoch"""
     loss: NotRequired[float | None]
     """None when it is not finite"""
     accuracy: NotRequired[Share]
@@ -135,8 +132,7 @@ class Evaluation(Origin, Matrix):
     calibration_error: NotRequired[Share]
     """expected calibration error: how far the probability of the predicted class is from the share that is right"""
     auc: NotRequired[Share | None]
-    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
-    times classes are more than 2^27, whose probabilities are not gathered"""
+    """mean of the classes' areas under the ROC curve; None, too, where images times classes are more than 2^27"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
@@ -175,6 +171,10 @@ class Status(TypedDict):
     seconds: NotRequired[Seconds]
     """of this start, until this was written"""
     seconds_in_all: NotRequired[Seconds]
+    peak_memory: NotRequired[list[int]]
+    peak_device_memory: NotRequired[list[int]]  # bytes that each rank of this start took at most, as for the host's
+    waited: NotRequired[list[float]]
+    """seconds that each rank waited for the gradients of others, where it computes on a CPU"""
 
 
 class Platform(TypedDict, total=False):

@@ -10,7 +10,7 @@ from typing import Any
 from job.config.errors import DivergedError, FailedError, UserError
 from job.config.settings import Config
 from job.display.console import Console
-from job.distributed import startup
+from job.distributed import cores, startup
 from job.distributed.group import Group
 from job.distributed.preemption import Preemption
 from job.runs.checkpoint import Checkpoints, NotFiniteError, State
@@ -112,7 +112,9 @@ class Saving:
             with self._writing("run directory", needed=True):
                 if line is not None:
                     self._directory.metric(line)
-                self._directory.status(step=step)
+                roll = self._group.roll_call
+                told = roll.told() if roll else {key: [value] for key, value in cores.peaks().items()}
+                self._directory.status(step=step, **told)
 
     def look_after(self, *, finish: bool = False, needed: bool = False) -> None:
         """Hear of a save that failed in the background, and of how long saves take."""

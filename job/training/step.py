@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -98,7 +99,10 @@ class Step:
             if self._exchange:
                 self._exchange.collect(i, part.weight * len(part.rows))
         if self._exchange:
+            began = time.perf_counter()
             self._exchange.give()
+            if self.group.roll_call is not None and self.group.device.type == "cpu":  # others do not wait here
+                self.group.roll_call.waited += time.perf_counter() - began
         work.update()
         self.optimizer.zero_grad()
         return total

@@ -52,3 +52,13 @@ def test_a_page_escapes_what_it_is_given_and_lacks_nothing_silently() -> None:
     assert "<b>" not in page
     with pytest.raises(Exception, match="'tables' is undefined"):
         theme.render("comparison.html.jinja", **names)
+
+
+def test_the_rank_that_others_wait_for_is_told_where_that_costs_and_the_one_that_takes_most_memory() -> None:
+    status = {"peak_memory": [5e8, 8e8, 6e8], "waited": [40.0, 30.0, 5.0]}
+    said = "memory: 800 MB at most on rank 1; the others waited 30 s for rank 2, 30.0% of the time of its steps"
+    assert text.by_rank(status, 100) == said
+    assert text.by_rank(status, 1000) == "memory: 800 MB at most on rank 1"
+    alone = {"peak_memory": [5e8], "peak_device_memory": [2e9]}
+    assert text.by_rank(alone, 100) == "memory: 500 MB at most; memory of its device: 2,000 MB at most"
+    assert text.by_rank({}, 0) == ""

@@ -94,6 +94,10 @@ def test_a_slow_node_is_named_with_its_figure_and_stops_nothing(start, tmp_path)
     assert list(environment["slow_nodes"]) == [node]
     slow, fast = (environment["nodes"][rank]["gflops"] for rank in (1, 0))
     assert slow < fast / 5
+    told = status(tmp_path / "run")
+    assert len(told["waited"]) == 2
+    assert all(100e6 < peak < 10e9 for peak in told["peak_memory"]), told
+    assert len(told["peak_memory"]) == 2
 
 
 @pytest.mark.parametrize("processes", [1, 2])
