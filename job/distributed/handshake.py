@@ -131,7 +131,7 @@ def nodes_looked_at(group: Group, seconds: float = 0.3) -> list[dict[str, Any]]:
 
     Every rank must call it. What seems slow is looked at again, for longer. [] where one host's CPUs are all there is.
     """
-    if group.device.type == "cpu" and group.local_world_size == group.world_size:
+    if group.local_world_size == group.world_size and (group.world_size == 1 or group.device.type == "cpu"):
         return []
     rows = group.gathered(_figures(group, seconds))
     return group.gathered(_figures(group, 4 * seconds)) if slow_nodes(rows) else rows

@@ -3,8 +3,9 @@
 #
 #   tests/slurm/slurm24.sh [options of pytest]
 #
-# All of it, with what waits long. Debian 13 is unpacked beside this machine's system, into ROOT, the first time: four minutes and 7 GB, kept for the
-# next one. Daemons, jobs and mounts live in namespaces of their own, and are gone when this script is, however it ends.
+# All of it, with what waits for minutes. The first time Debian 13 is unpacked beside this machine's system, into ROOT:
+# four minutes and 7 GB, kept for the next one. Daemons, jobs and mounts live in namespaces of their own, and are gone
+# when this script is, however it ends.
 # Needs Linux, root, and debootstrap (Debian: apt-get install debootstrap); MIRROR names another Debian mirror.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
