@@ -12,8 +12,8 @@ Exit status: 0 equal, 1 different, 2 for what cannot be verified.
 
 Its own options:
   --steps A:B           from a checkpoint's step, or 0, to step B; left out, A is 0 and B that of the last fingerprint
-The settings follow, by section: the run's own. Those that a run may be continued with may be given here, such as
---data.root, where its images lie, and --runtime.threads, unless told otherwise as many as the run had.
+The settings follow, by section: the run's own. Those of runtime and data that a run may be continued with may be given
+here, such as --data.root, where its images lie, and --runtime.threads, unless told otherwise as many as the run had.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def main(argv: list[str]) -> int:
     settings, path = restored.of_run(rest[0] if named else None, rest[named:], __doc__ or "")
     run, saved = reader.read(path), restored.positions(path)
     own = command_line.from_dict(run.config, str(path / "config.yaml"))
-    if other := differences(own, settings):
-        raise UserError(f"settings that are not the run's own ({'; '.join(other)})", "leave them out")
+    other = differences(own, settings)
+    if other or (own.train, own.schedule) != (settings.train, settings.schedule):
+        raise UserError(f"settings that are not the run's ({'; '.join(other) or 'how it trains'})", "leave them out")
     known = {step: one["fingerprint"] for step, one in saved.items() if "fingerprint" in one}
     known |= {line["step"]: line["fingerprint"] for line in run.lines("train") if "fingerprint" in line}
     first, last = _stretch(options["steps"], known, saved)
@@ -139,9 +140,9 @@ def _require_as_many(settings: Config, then: list[Record], path: Path) -> None:
     if others and settings.train.gradient_shards is None:
         were = " and ".join(map(str, sorted(others)))
         raise UserError(
-            f"{path} was trained by {were} processes, and this is {world_size}: without train.gradient_shards the bits "
-            "depend on that",
-            f"start as many, as accelerate launch --config_file launch/cpu.yaml --num_processes {max(others)} does",
+            f"{path} was trained on {were} process{'es' * (were != '1')}, these are {world_size}, and without "
+            "train.gradient_shards its bits depend on that",
+            "start as many, such as by accelerate launch --config_file launch/cpu.yaml --num_processes N",
         )
 
 
@@ -187,7 +188,8 @@ def _judged(outcome: Outcome, run: Run) -> tuple[str, str]:
     equal = f"{outcome.equal} fingerprint{'s' if outcome.equal != 1 else ''}"
     if outcome.differs:
         step, was, is_ = outcome.differs
-        return f"{equal} that are equal", f"step {step:,} differs: {was} -> {is_ or 'nothing, training ends before it'}"
+        equal = f"{equal} that {'is' if outcome.equal == 1 else 'are'} equal" if outcome.equal else ""
+        return equal, f"step {step:,} differs: {was} -> {is_ or 'nothing, training ends before it'}"
     if outcome.predictions is None or run.evaluation is None:
         return equal, ""
     result, split = run.evaluation, run.evaluation["split"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from job.config.errors import printable
@@ -20,6 +21,7 @@ MOST_DRAWN = 6
 MOST_SIDE_BY_SIDE = 12
 """runs up to which every pair is shown, and a column of each fits; ``comparison.json`` has all"""
 
+COSTS = "Accuracy against time, and against the number of parameters; the table has it"
 _PUBLISHED = "The published numbers are the reference notebook's, for all classes together; it gives none per class."
 
 
@@ -64,16 +66,36 @@ def html(comparison: Record, runs: Sequence[Finished], beside: Path) -> str:
                 "accuracy": (figures.compared(comparison), "Accuracy per class of each run; the table has it"),
             }
             drawn = {name: theme.to_svg(figure, name, spoken) for name, (figure, spoken) in figured.items() if figure}
+    with theme.style():
+        if "arms" in comparison:
+            drawn |= _of_arms(comparison)
+        elif len(runs) <= MOST_DRAWN:
+            drawn["costs"] = theme.to_svg(
+                figures.costs([run | {"deviation": None} for run in comparison["runs"]]), "costs", COSTS
+            )
     reports = {one.name: one.run.path / "report.html" for one in runs}
     return theme.render(
         "comparison.html.jinja",
         runs=comparison["runs"],
         answers=comparison.get("answers", []),
+        arms=comparison.get("arms", []),
         images=len(runs[0].labels),
         tables=tables(comparison),
         drawn=drawn,
         links={name: os.path.relpath(path, beside) for name, path in reports.items() if path.exists()},
     )
+
+
+def _of_arms(comparison: Record) -> dict[str, Markup]:
+    arms, pairs = comparison["arms"], _best_pairs(comparison)[:MOST_DRAWN]
+    rows = [arm | {"accuracy": arm["mean"], "deviation": arm["standard_deviation"]} for arm in arms]
+    drawn = {}
+    if pairs:
+        spoken = "Points gained in each pair of arms with its 95% interval; the table has it"
+        drawn["gains"] = theme.to_svg(figures.gains(pairs), "gains", spoken)
+    if len(rows) <= MOST_DRAWN:
+        drawn["costs"] = theme.to_svg(figures.costs(rows), "costs", COSTS)
+    return drawn
 
 
 def _overlaid(runs: Sequence[Finished], names: Sequence[str], key: str, ylabel: str) -> Figure | None:

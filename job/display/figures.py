@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from job.display.text import hardest, percent, shortened
+from job.display.text import duration, hardest, percent, rounded, shortened
 from job.display.theme import LIGHT, text_on
 from job.runs.reader import Record, Run, number
 from job.runs.records import Evaluation
@@ -185,6 +185,47 @@ def intervals(comparison: Record) -> Figure:
     axes.set(ylim=(len(runs) - 0.5, -0.5), xlabel="accuracy, 95% interval over test images")
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    return figure
+
+
+def gains(pairs: Sequence[Record]) -> Figure:
+    """Points gained in each pair of arms with the 95% interval over seeds; ``pairs`` of ``comparison.json``."""
+    figure = Figure(figsize=(5.2, 0.9 + 0.32 * len(pairs)))
+    axes = figure.subplots()
+    axes.axvline(0, color=LIGHT["muted"], linewidth=1)
+    for place, pair in enumerate(pairs):
+        points, half = 100 * pair["difference"], 100 * (pair["half_width"] or math.nan)
+        bar = axes.errorbar(points, place, xerr=half, color=LIGHT["accent"], marker="D", capsize=4)
+        hover(bar.lines[0], [f"{pair['first']} / {pair['second']}: {points:+.2f} ± {half:.2f} points"])
+    names = [f"{shortened(pair['first'], LONGEST)} / {shortened(pair['second'], LONGEST)}" for pair in pairs]
+    axes.set_yticks(range(len(pairs)), names)
+    axes.set(ylim=(len(pairs) - 0.5, -0.5), xlabel="points gained, 95% interval over seeds")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
+def costs(rows: Sequence[Record]) -> Figure:
+    """Accuracy against time and parameters of six at most, each with ``name``, ``accuracy`` and ``deviation``."""
+    figure = Figure(figsize=(5, 3.5))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, key, label, worded in zip(
+        panels, ("seconds", "parameters"), ("time", "parameters"), (duration, rounded), strict=True
+    ):
+        known = [row[key] for row in rows if row[key]]
+        for row, (color, marker) in zip(rows, LOOKS, strict=False):
+            looks: dict[str, Any] = {"color": LIGHT[color], "marker": marker, "ls": "", "capsize": 3}
+            place = row[key] or math.nan
+            drawn = axes.errorbar(place, row["accuracy"], row["deviation"], label=shortened(row["name"], 30), **looks)
+            hover(drawn.lines[0], [f"{shortened(row['name'])}: {percent(row['accuracy'], 2)}, {worded(row[key])}"])
+        axes.set(xscale="log", xlabel=label)
+        if known:
+            axes.set_xlim(min(known) / 1.6, max(known) * 1.6)
+            ends = sorted({min(known), max(known)} if max(known) > 1.5 * min(known) else {max(known)})
+            axes.set_xticks(ends, list(map(worded, ends)))
+        axes.set_xticks([], minor=True)
+    panels[0].set_ylabel("accuracy")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
 

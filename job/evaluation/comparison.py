@@ -59,18 +59,24 @@ def choose(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
 def read(paths: Sequence[Path]) -> list[Finished]:
     """The runs in ``paths``. Raises UserError unless all are finished and were tested on the same images."""
     runs = [reader.read(path) for path in dict.fromkeys(path.resolve() for path in paths)]
-    names = [run.name for run in runs]
+    names = _names([run.path for run in runs])
     finished = []
-    for run in runs:
+    for run, name in zip(runs, names, strict=True):
         if not run.evaluation:
             state = run.status.get("state", "begun")
             raise UserError(f"{run.path} is not finished ({state})", "let it finish, or leave it out")
         said = predictions.read(run.path)
-        name = run.name if names.count(run.name) == 1 else str(run.path)
         finished.append(Finished(run, run.evaluation, name, said["labels"], said["labels"] == said["predicted"]))
     for other in finished[1:]:
         _require_same_data(finished[0], other)
     return finished
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The end of each path that no other has."""
+    most = max(len(path.parts) for path in paths)
+    ends = [[Path(*path.parts[-n:]).as_posix() for path in paths] for n in range(1, most + 1)]
+    return [next(end[i] for end in ends if end.count(end[i]) == 1) for i in range(len(paths))]
 
 
 def _require_same_data(first: Finished, other: Finished) -> None:

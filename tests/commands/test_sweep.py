@@ -61,7 +61,10 @@ def test_no_seed_is_added_to_what_is_decided_and_no_more_than_allowed_to_what_is
     assert (undecided.returncode, undecided.stderr) == (0, "")
     assert "which: at most 12 runs, 12 finished before\nnot decided with 4 seeds, the most" in undecided.stdout
     assert "4 seeds cannot tell large from like (" in undecided.stdout
-    assert "always valid, since seeds were added" in (runs / "which" / "comparison.html").read_text()
+    page = (runs / "which" / "comparison.html").read_text()
+    assert "always valid, since seeds were added" in page
+    for words in ("Points gained in each pair of arms", "Accuracy against time, and against the number of parameters"):
+        assert f'aria-label="{words}' in page
 
     file.write_text("base: base.yaml\nseeds: [1, 2]\narms: {small: {}, large: {model.name: vgg16}}")
     decided = run_job("sweep.py", file, "--runs", runs, "--until-decided", 20)

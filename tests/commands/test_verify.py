@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
+import re
 import shutil
 import subprocess
 import sys
@@ -133,7 +136,8 @@ BAD = {
     "beyond": (["--steps=18:27"], "no fingerprint to compare in steps 18 to 27: the last is at 18"),
     "backwards": (["--steps=9:4"], "no fingerprint to compare in steps 9 to 4"),
     "no steps": (["--steps=4"], "--steps 4: must be A:B"),
-    "other settings": (["--train.seed=1"], "not the run's own (train.seed: 42 -> 1): leave them out"),
+    "other settings": (["--train.seed=1"], "not the run's (train.seed: 42 -> 1): leave them out"),
+    "how it trains": (["--train.epochs=3"], "not the run's (how it trains): leave them out"),
     "unknown": (["--train.sed=1"], "did you mean train.seed?"),
 }
 
@@ -154,7 +158,7 @@ def test_a_run_of_an_earlier_program_or_of_more_processes_is_refused(
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("gradient_shards: 2", "gradient_shards: null"))
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(UserError, match="trained by 1 processes, and this is 3: without"):
+    with pytest.raises(UserError, match="trained on 1 process, these are 3, and without"):
         verify.main([str(copy)])
     lines = [{key: value for key, value in line.items() if key != "fingerprint"} for line in metrics(copy)]
     (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -167,3 +171,65 @@ def test_other_images_are_refused(copy: Path, cache: Path) -> None:
     evaluation = read(copy / "evaluation.json") | {"data": "0" * 64}
     (copy / "evaluation.json").write_text(json.dumps(evaluation))
     assert "the images are not those that" in the_error(run_job("verify.py", copy, "--steps=0:4"))
+
+
+LEDGERS = sorted(path.parent for path in (REPOSITORY / "docs" / "runs").glob("*/config.yaml"))
+
+
+@pytest.mark.parametrize("ledger", LEDGERS, ids=lambda path: path.name)
+def test_what_is_published_of_a_run_names_no_machine_and_holds_all_that_verify_needs(ledger: Path) -> None:
+    assert {path.name for path in ledger.iterdir()} == {
+        *("config.yaml", "metrics.jsonl", "environment.json", "evaluation.json")
+    }
+    text = "".join(path.read_text() for path in ledger.iterdir())
+    assert not re.search(r"(?<!\w)[/~]\w+/", text)
+    assert set(read(ledger / "environment.json")["hosts"]) == {"node0"}
+    lines = metrics(ledger, "train")
+    assert all(re.fullmatch("[0-9a-f]{16}", line["fingerprint"]) for line in lines)
+    assert lines[-1]["step"] == metrics(ledger, "validation")[-1]["step"]
+
+
+def test_a_published_run_is_computed_anew_or_verify_names_what_is_other_here() -> None:
+    """Where torch and the processor are those that it was published from, its bits are these; else they may be."""
+    ledger = REPOSITORY / "docs" / "runs" / "quickstart"
+    then = read(ledger / "environment.json")
+    verified = run_job("verify.py", ledger, "--steps=0:50")
+    assert verified.stderr == ""
+    if verified.returncode:
+        *_, found, reason = verified.stdout.splitlines()
+        assert re.fullmatch("step 50 differs: [0-9a-f]{16} -> [0-9a-f]{16}", found)
+        assert re.search("devices|instructions|torch", reason), "the same platform, and other bits: publish it anew"
+        assert then["threads"] == 1
+    else:
+        assert verified.stdout.splitlines()[-1] == "equal, 1 fingerprint over 50 steps"
+
+
+MANY: dict[str, tuple[list[str], int, tuple[int, ...]]] = {
+    "shards": (["--train.gradient_shards=4", "--train.mixup=0.2", "--train.ema=0.9"], 2, (1, 2, 4)),
+    "threads": (["--runtime.threads=2", "--optimizer.name=sgd", "--optimizer.weight_decay=0.001"], 1, (1,)),
+    "processes": (["--train.clip_norm=1", "--checkpoint.every_steps=7", "--run.weights=best"], 2, (2,)),
+    "bf16": (["--runtime.precision=bf16", "--schedule.name=onecycle", "--train.gradient_accumulation=2"], 1, (1,)),
+}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_there_are_no_false_alarms(small: list[str], tmp_path: Path) -> None:
+    """REPLAYS=200: so many stretches drawn at random, of four kinds of runs, each trained in two starts."""
+    draw = random.Random(0)
+    for name, (options, processes, _) in MANY.items():
+        for epochs in (2, 3) if "onecycle" not in str(options) else (3,):
+            words = [*small, "--train.batch_size=40", "--run.log_every=4", *options, f"--train.epochs={epochs}"]
+            finished = run_job("train.py", *words, f"--run.dir={tmp_path / name}", processes=processes)
+            assert finished.returncode == 0, finished.stderr
+    for number in range(int(os.environ.get("REPLAYS", "12"))):
+        name = list(MANY)[number % len(MANY)]
+        run = tmp_path / name
+        saved = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").iterdir()]
+        lines = [line["step"] for line in metrics(run, "train")]
+        first = draw.choice([0, *(step for step in saved if step < max(lines))])
+        last = draw.choice([step for step in lines if step > first])
+        processes = draw.choice(MANY[name][2])
+        verified = run_job("verify.py", run, f"--steps={first}:{last}", processes=processes)
+        assert (verified.returncode, verified.stderr) == (0, ""), f"{number} {name} {first}:{last}: {verified.stdout}"
+        print(f"{number} {name} {first}:{last} on {processes}: {verified.stdout.splitlines()[-1]}", flush=True)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ def rank_processes(cluster: Cluster, job: str) -> dict[int, int]:
     return found
 
 
+def _wait_for(what: Callable[[], bool], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_overrides_reach_the_job_unread_by_any_shell_and_from_any_folder(site: Site, tmp_path: Path) -> None:
     run = tmp_path / 'a "run" $(touch pwned); dir'
     overrides = [*TINY, "--train.epochs=1", f"--run.dir={run}"]
@@ -106,6 +114,45 @@ def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Sit
     site.cluster.run(sys.executable, site.repository / "job" / "compare.py", *runs, "--out", site.home)
     (group,) = json.loads((site.home / "comparison.json").read_text())["repetitions"]
     assert sorted(group["seeds"]) == [7, 8, 9]
+
+
+@pytest.mark.long
+def test_a_sweep_is_the_same_as_an_array_and_here_killed_and_continued(site: Site, tmp_path: Path) -> None:
+    file, own, here = tmp_path / "rates.yaml", "train.epochs: 2, run.trackers: [], run.log_every: 5", tmp_path / "runs"
+    arms = "".join(f"  rate{rate}: {{optimizer.learning_rate: {rate}, {own}}}\n" for rate in (0.001, 0.003))
+    file.write_text(f"base: {site.repository}/configs/quickstart.yaml\nseeds: [1, 2]\narms:\n{arms}")
+    sweep = [sys.executable, site.repository / "job" / "sweep.py", file]
+    count = site.cluster.run(*sweep, "--count").stdout.strip()
+    array = site.submit(
+        f"--array=1-{count}", "--gpus-per-node=0", "--cpus-per-task=1", script="sweep.sh", overrides=[str(file)]
+    )
+    there = site.repository / "runs" / "rates"
+    stopped = there / "rate0.003" / "seed-2" / "status.json"
+    _wait_for(lambda: stopped.exists() and json.loads(stopped.read_text())["step"] >= 40)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_4")
+    killed = there / "rate0.001" / "seed-1" / "status.json"
+    if json.loads(killed.read_text())["state"] == "running":
+        os.kill(rank_processes(site.cluster, site.cluster.job(f"{array}_1")["JobId"])[0], signal.SIGKILL)
+    for task in range(1, int(count) + 1):
+        assert site.cluster.wait(f"{array}_{task}")["JobState"] == "COMPLETED"
+
+    begun = subprocess.Popen([*map(str, sweep), "--runs", here, "--jobs", "2"], env=site.cluster.environment)
+    second = here / "rates" / "rate0.001" / "seed-2" / "status.json"
+    _wait_for(lambda: second.exists() and json.loads(second.read_text())["step"] >= 20)
+    begun.kill()  # its runs save, and end with it
+    begun.wait()
+    continued = site.cluster.run(*sweep, "--runs", here)
+    assert "rates: 4 runs, 2 finished before" in continued.stdout
+    site.cluster.run(sys.executable, site.repository / "job" / "compare.py", "--sweep", there, "--out", there)
+    tables = [json.loads((folder / "comparison.json").read_text()) for folder in (there, here / "rates")]
+    for table in tables:
+        for arm in table["arms"]:
+            del arm["seconds"]
+    assert [tables[0][part] for part in ("arms", "paired", "answers", "classes")] == [
+        tables[1][part] for part in ("arms", "paired", "answers", "classes")
+    ]
+    for run in sorted(there.glob("*/seed-*")):
+        assert_same(run, here / "rates" / run.parent.name / run.name)
 
 
 def test_a_wrong_key_fails_within_seconds_with_one_line_and_leaves_no_run(site: Site) -> None:
