@@ -207,6 +207,18 @@ def test_a_gpu_allocation_without_usable_gpus_is_refused(site: Site) -> None:
     assert "error: 1 GPU was asked for" in site.log(job)
 
 
+@pytest.mark.long
+def test_what_one_node_lacks_is_said_although_rank_zero_does_not_know_it(site: Site, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    on_n2 = '[ "$SLURMD_NODENAME" = n2 ] && set -- "$@" --runtime.device cuda'
+    python.write_text(f'#!/bin/bash\n{on_n2}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    job = site.submit(*TWO_NODES, overrides=[*TINY, *ON_CPU], RANKZERO_PYTHON=str(python))
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert len(re.findall(r"^error: 1 GPU was asked for on \S+ and 0 found", site.log(job), re.MULTILINE)) == 1
+
+
 @pytest.mark.parametrize(
     "how", ["requeued and signalled", "preempted", pytest.param("graceful", marks=pytest.mark.long)]
 )
@@ -294,6 +306,7 @@ def test_a_dead_node_costs_nothing_but_time_and_with_no_kill_not_much_of_that(si
     finally:
         site.cluster.start_node("n2")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), site.log(left)
+    assert "n2 is left out: no task there reaches the others" in site.log(left)
     assert "started again at once on n1: rank 1 of 2 on n2 failed first" in site.log(left)
     assert evaluation(site.run(left))["world_size"] == 1
     assert len(metrics(site.run(left))) == len(metrics(undisturbed))
@@ -398,6 +411,7 @@ def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
     job = site.submit("--nodes=2", "--gpus-per-node=1", script="vgg16.sh", overrides=overrides)
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
     assert "2 on CPUs, 64 of the global batch of 128 each" in site.log(job, "vgg16")
+    assert re.findall(r"node (n\d) .*multiplies at", site.log(job, "vgg16")) == ["n1", "n2"]
     assert not site.run(job, "vgg16").exists()
     check = [sys.executable, site.repository / "job" / "train.py", "--check", "--data.source", "shapes10"]
     check += ["--data.cache", str(site.home / "cache"), "--gpus-per-node=1"]
