@@ -14,6 +14,7 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import itertools
 import json
 from functools import partial
 
@@ -86,13 +87,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _drawn(table: comparison_page.Table, _width: int) -> Table:
-    drawn = plain_table(table.caption)
-    for i, name in enumerate(table.head):
+def _drawn(table: comparison_page.Table, width: int) -> Table:
+    """Where it is narrow, heads fold at words, names anywhere, numbers never; the page has the last columns."""
+    least = [max(map(len, (*name.split(), *cells))) for name, *cells in zip(table.head, *table.rows, strict=True)]
+    least[0] = min(least[0], 10)
+    shown = max(2, sum(end < width for end in itertools.accumulate(one + 2 for one in least)))
+    more = f" (comparison.html has {', '.join(table.head[shown:])})" if shown < len(least) else ""
+    drawn = plain_table(table.caption + more)
+    for i, name in enumerate(table.head[:shown]):
         side: JustifyMethod = "right" if i else "left"
-        drawn.add_column(plain_text(name), justify=side, no_wrap=i > 0 and name != "model", overflow="fold")
+        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=least[i])
     for row in table.rows:
-        drawn.add_row(*map(plain_text, row))
+        drawn.add_row(*map(plain_text, row[:shown]))
     return drawn
 
 

@@ -5,7 +5,7 @@ Ways to run it:
   python job/verify.py RUN --steps 313:626      from the checkpoint at step 313, to step 626
   accelerate launch --config_file launch/cpu.yaml --num_processes 2 job/verify.py RUN [...]
 RUN is a run directory, or what is published of one: config.yaml, metrics.jsonl, environment.json, evaluation.json.
-Nothing is written. Each fingerprint of the weights in metrics.jsonl is compared as soon as its step is taken; at the
+Nothing is written there. Each fingerprint of weights in metrics.jsonl is compared as soon as its step is taken; at the
 first one that differs the command ends, and names what differs between then and now in software, hardware and threads.
 With train.gradient_shards any number of processes will do that divides them, else it must be the run's own.
 Exit status: 0 equal, 1 different, 2 for what cannot be verified.

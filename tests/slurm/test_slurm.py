@@ -117,8 +117,9 @@ def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Sit
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_sweep_is_the_same_as_an_array_and_here_killed_and_continued(site: Site, tmp_path: Path) -> None:
-    file, own, here = tmp_path / "rates.yaml", "train.epochs: 2, run.trackers: [], run.log_every: 5", tmp_path / "runs"
+    file, own, here = tmp_path / "rates.yaml", "train.epochs: 1, run.trackers: [], run.log_every: 5", tmp_path / "runs"
     arms = "".join(f"  rate{rate}: {{optimizer.learning_rate: {rate}, {own}}}\n" for rate in (0.001, 0.003))
     file.write_text(f"base: {site.repository}/configs/quickstart.yaml\nseeds: [1, 2]\narms:\n{arms}")
     sweep = [sys.executable, site.repository / "job" / "sweep.py", file]
@@ -141,7 +142,8 @@ def test_a_sweep_is_the_same_as_an_array_and_here_killed_and_continued(site: Sit
     _wait_for(lambda: second.exists() and json.loads(second.read_text())["step"] >= 20)
     begun.kill()  # its runs save, and end with it
     begun.wait()
-    continued = site.cluster.run(*sweep, "--runs", here)
+    words = [*map(str, sweep), "--runs", here]
+    continued = subprocess.run(words, env=site.cluster.environment, check=True, capture_output=True, text=True)
     assert "rates: 4 runs, 2 finished before" in continued.stdout
     site.cluster.run(sys.executable, site.repository / "job" / "compare.py", "--sweep", there, "--out", there)
     tables = [json.loads((folder / "comparison.json").read_text()) for folder in (there, here / "rates")]
