@@ -14,7 +14,6 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import itertools
 import json
 from functools import partial
 
@@ -24,7 +23,7 @@ from rich.table import Table
 from job.config.command_line import Arguments
 from job.config.errors import UserError
 from job.display import comparison_page
-from job.display.console import Console, plain_table, plain_text
+from job.display.console import Console, fitting, plain_table, plain_text
 from job.distributed import ending
 from job.evaluation import arms, comparison
 from job.runs.files import write_whole
@@ -88,17 +87,15 @@ def main(argv: list[str]) -> int:
 
 
 def _drawn(table: comparison_page.Table, width: int) -> Table:
-    """Where it is narrow, heads fold at words, names anywhere, numbers never; the page has the last columns."""
-    least = [max(map(len, (*name.split(), *cells))) for name, *cells in zip(table.head, *table.rows, strict=True)]
-    least[0] = min(least[0], 10)
-    shown = max(2, sum(end < width for end in itertools.accumulate(one + 2 for one in least)))
-    more = f" (comparison.html has {', '.join(table.head[shown:])})" if shown < len(least) else ""
-    drawn = plain_table(table.caption + more)
-    for i, name in enumerate(table.head[:shown]):
+    """Where it is narrow, the page has the last columns."""
+    least = fitting(table.head, table.rows, width)
+    left = table.head[len(least) :]
+    drawn = plain_table(table.caption + (f" (comparison.html has {', '.join(left)})" if left else ""))
+    for i, (name, needed) in enumerate(zip(table.head, least, strict=False)):
         side: JustifyMethod = "right" if i else "left"
-        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=least[i])
+        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=needed)
     for row in table.rows:
-        drawn.add_row(*map(plain_text, row[:shown]))
+        drawn.add_row(*map(plain_text, row[: len(least)]))
     return drawn
 
 

@@ -22,6 +22,7 @@ inside() {
   unshare --mount --pid --fork --kill-child bash -euc '
     root=$1; shift
     mount --make-rprivate /
+    mount --bind "$root" "$root"  # for who makes a namespace inside
     mount -t proc proc "$root/proc"
     for each in /sys /dev; do mount --rbind "$each" "$root$each"; done
     mount -t tmpfs tmpfs "$root/run"

@@ -411,6 +411,7 @@ def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
     job = site.submit("--nodes=2", "--gpus-per-node=1", script="vgg16.sh", overrides=overrides)
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
     assert "2 on CPUs, 64 of the global batch of 128 each" in site.log(job, "vgg16")
+    assert re.findall(r"node (n\d) .*multiplies at", site.log(job, "vgg16")) == ["n1", "n2"]
     assert not site.run(job, "vgg16").exists()
     check = [sys.executable, site.repository / "job" / "train.py", "--check", "--data.source", "shapes10"]
     check += ["--data.cache", str(site.home / "cache"), "--gpus-per-node=1"]
