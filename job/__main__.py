@@ -3,6 +3,7 @@
   rankzero COMMAND [...]        such as  rankzero train --config my.yaml  or  rankzero watch runs/
 ``python -m job COMMAND`` is the same, and so is job/COMMAND.py of a checkout. On several processes of one machine:
   accelerate launch -m job.train [...]
+Commands and settings are completed after  eval "$(rankzero --completion)"  in bash, or in zsh after bashcompinit.
 Without a checkout, paths such as runs/ and data/ are those of the current directory.
 """
 
@@ -24,6 +25,13 @@ def main() -> None:
         words = ["train", "--check"] if name == "check" else [name]
         sys.argv[1:1] = words[1:]
         runpy.run_module(f"job.{words[0]}", run_name="__main__", alter_sys=True)
+        return
+    if name == "--completion":
+        from job.config.plain import flat, to_dict
+        from job.config.settings import Config
+
+        words = [*COMMANDS, "--config", *(f"--{key}" for key in flat(to_dict(Config())))]
+        print(f"complete -o default -W '{' '.join(words)}' rankzero")
         return
     if name in ("-h", "--help"):
         lines = [f"  {command:10}{_first_line(command)}" for command in COMMANDS]

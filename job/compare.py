@@ -23,7 +23,7 @@ from rich.table import Table
 from job.config.command_line import Arguments
 from job.config.errors import UserError
 from job.display import comparison_page
-from job.display.console import Console, plain_table, plain_text
+from job.display.console import Console, fitting, plain_table, plain_text
 from job.distributed import ending
 from job.evaluation import arms, comparison
 from job.runs.files import write_whole
@@ -86,13 +86,16 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _drawn(table: comparison_page.Table, _width: int) -> Table:
-    drawn = plain_table(table.caption)
-    for i, name in enumerate(table.head):
+def _drawn(table: comparison_page.Table, width: int) -> Table:
+    """Where it is narrow, the page has the last columns."""
+    least = fitting(table.head, table.rows, width)
+    left = table.head[len(least) :]
+    drawn = plain_table(table.caption + (f" (comparison.html has {', '.join(left)})" if left else ""))
+    for i, (name, needed) in enumerate(zip(table.head, least, strict=False)):
         side: JustifyMethod = "right" if i else "left"
-        drawn.add_column(plain_text(name), justify=side, no_wrap=i > 0 and name != "model", overflow="fold")
+        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=needed)
     for row in table.rows:
-        drawn.add_row(*map(plain_text, row))
+        drawn.add_row(*map(plain_text, row[: len(least)]))
     return drawn
 
 

@@ -49,17 +49,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--until-decided",
         type=int,
+        nargs="?",
+        const=0,
         metavar="MOST",
-        help="seeds until the best arm is told from the others, MOST of them",
+        help="seeds until the best arm is told from the others, at most MOST (default: those of the file)",
     )
     parser.add_argument("--runs", type=Path, default=REPOSITORY / "runs", metavar="DIR", help="in place of runs/")
     parser.add_argument("--count", action="store_true", help="print how many runs there are, and leave")
     parser.add_argument("--task", type=int, metavar="I", help="print what job/train.py is told for the I-th, and leave")
     options = parser.parse_args(argv)
     most = options.until_decided
-    if most is not None and (most < 2 or options.count or options.task is not None):
+    decides = most is not None
+    if most is not None and (most < 0 or most == 1 or options.count or options.task is not None):
         raise UserError(f"--until-decided {most}", "give 2 seeds or more, and neither --count nor --task")
-    planned = sweeps.read(options.sweep, options.runs.absolute(), most)
+    planned = sweeps.read(options.sweep, options.runs.absolute(), most or None)
     if options.count:
         print(len(planned))
         return 0
@@ -71,14 +74,14 @@ def main(argv: list[str]) -> int:
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}", "must be 1 or more")
     names = {run.arm for run in planned}
-    if most and len(names) < 2:
+    if decides and len(names) < 2:
         raise UserError(f"--until-decided with one arm, {planned[0].arm}", "give the sweep another one to tell it from")
     left = [run for run in planned if not _is_finished(run)]
     gpus = _check(left)
-    at_most = "at most " if most else ""
+    at_most = "at most " if decides else ""
     print(f"{options.sweep.stem}: {at_most}{len(planned)} runs, {len(planned) - len(left)} finished before", flush=True)
     folder, sweep, said = planned[0].path.parents[1], _Sweep(options.jobs, gpus), ""
-    if most:
+    if decides:
         said = _until_decided(sweep, planned, left, folder, max(1, options.jobs // len(names)))
     else:
         sweep.run(left)

@@ -93,9 +93,8 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
         return end(start, f"not started again, for it never began: {reason}", FAILED)
     starved = out_of_memory(messages)
     if starved:
-        most = max(after.get("peak_memory") or [0]) / 1e6
-        seen = f"; {most:,.0f} MB were seen of a rank before" if most else ""
-        reason += f"{seen}; {more_memory(show_job(start.allocation.job))}, and {continue_by_hand(start)}"
+        more = more_memory(show_job(start.allocation.job), max(after.get("peak_memory") or [0]))
+        reason += f"; {more}, and {continue_by_hand(start)}"
     recurs = starved and newest_checkpoint(start.run) == start.checkpoint
     if recurs or (state == "failed" and after.get("recurs")):
         return end(start, f"not started again, for it would end the same way: {reason}", exit_status)
@@ -139,14 +138,15 @@ def out_of_memory(messages: list[str]) -> bool:
     return re.search(r"Out Of Memory|oom[-_ ]?kill|memory limit", "".join(messages), re.IGNORECASE) is not None
 
 
-def more_memory(record: str) -> str:
-    """What to ask for, by the controller's record of the job, when that was too little."""
+def more_memory(record: str, peak: int) -> str:
+    """What to ask for, by the controller's record of the job, when that was too little; ``peak``: bytes of a rank."""
+    seen = f" (a rank had taken {peak / 1e6:,.0f} MB when it last said so)" if peak else ""
     found = re.search(r" MinMemory(Node|CPU)=([\d.]+)([KMGT])", record)
     if found is None:
-        return "the memory of its node was not enough: ask for a larger one, or use more nodes"
+        return f"the memory of its node was not enough{seen}: ask for a larger one, or use more nodes"
     option = "mem" if found[1] == "Node" else "mem-per-cpu"
     limit, twice = f"{found[2]}{found[3]}", f"{2 * float(found[2]):g}{found[3]}"
-    return f"--{option}={limit} was not enough: ask for more, such as --{option}={twice}"
+    return f"--{option}={limit} was not enough{seen}: ask for more, such as --{option}={twice}"
 
 
 def continue_by_hand(start: Start) -> str:

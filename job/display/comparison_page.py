@@ -49,7 +49,7 @@ def tables(comparison: Record) -> list[Table]:
         _repetitions([] if shown else repetitions),
         _pairs(pairs, note),
     ]
-    shown += [_classes(comparison)] if few else []
+    shown += [_classes(comparison)] if len(comparison.get("arms", runs)) <= MOST_SIDE_BY_SIDE else []
     return [table for table in shown if table.rows]
 
 
@@ -255,8 +255,12 @@ def _pairs(pairs: list[Record], which: str) -> Table:
 
 
 def _classes(comparison: Record) -> Table:
+    names = [row["name"] for row in comparison["classes"]]
+    if arms := comparison.get("arms"):
+        rows = [[name, *(percent(arm["classes"][i]) for arm in arms)] for i, name in enumerate(names)]
+        return Table("accuracy", "Accuracy per class, mean over seeds", ["class", *(arm["name"] for arm in arms)], rows)
     head = ["class", *(run["name"] for run in comparison["runs"])]
-    rows = [[row["name"], *map(percent, row["accuracy"])] for row in comparison["classes"]]
+    rows = [[name, *map(percent, row["accuracy"])] for name, row in zip(names, comparison["classes"], strict=True)]
     if len(comparison["runs"]) == 2:
         head.append("points gained")
         for cells, row in zip(rows, comparison["classes"], strict=True):

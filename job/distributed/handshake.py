@@ -109,7 +109,7 @@ def _kept(path: Path) -> bytes:
 
 
 def arrive(patience: timedelta) -> Callable[[], list[int]]:
-    """Leave word at the meeting place that this rank has come; what tells rank zero who has not.
+    """Leave word at the meeting place, which is rank zero's, that this rank has come; what tells rank zero who has not.
 
     Raises what torch does where the place cannot be reached.
     """
@@ -123,7 +123,7 @@ def arrive(patience: timedelta) -> Callable[[], list[int]]:
         host, int(port), is_master=rank == 0, timeout=patience, wait_for_workers=False, multi_tenant=True
     )
     store.set(f"came/{rank}", "")
-    return lambda: [other for other in range(launcher.world_size()) if not store.check([f"came/{other}"])]
+    return lambda: [other for other in range(launcher.world_size()) if not (rank or store.check([f"came/{other}"]))]
 
 
 def nodes_looked_at(group: Group, seconds: float = 0.3) -> list[dict[str, Any]]:
@@ -131,7 +131,7 @@ def nodes_looked_at(group: Group, seconds: float = 0.3) -> list[dict[str, Any]]:
 
     Every rank must call it. What seems slow is looked at again, for longer. [] where one host's CPUs are all there is.
     """
-    if group.device.type == "cpu" and group.local_world_size == group.world_size:
+    if group.local_world_size == group.world_size and (group.world_size == 1 or group.device.type == "cpu"):
         return []
     rows = group.gathered(_figures(group, seconds))
     return group.gathered(_figures(group, 4 * seconds)) if slow_nodes(rows) else rows

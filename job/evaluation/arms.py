@@ -16,23 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from job.config.errors import UserError
-from job.evaluation import comparison
+from job.evaluation import chance, comparison
 from job.evaluation.comparison import Finished
 from job.runs import reader
 from job.runs.reader import Record
 
 Arms = Mapping[str, Mapping[int, Finished]]
 """the finished runs of each arm, by seed"""
-LEVEL, POWER = 0.95, 0.8
-MOST_SEEDS = 1000
-"""beyond which a difference is of no use"""
 LOOKED_AT = "looked-at"
 """file in a sweep's directory: seeds were added until its question was decided, so that intervals must hold at any"""
-SPREAD = 10.0
-"""of differences, in squared deviations: always-valid intervals are narrowest for differences of three deviations"""
 _SEED = re.compile(r"seed-(-?\d+)")
 
 
@@ -64,11 +58,19 @@ def below(folder: Path) -> tuple[dict[str, dict[int, Finished]], list[str]]:
 
 
 def among(runs: Sequence[Finished]) -> dict[str, dict[int, Finished]]:
-    """The recipes of ``runs``, called by the settings in which they differ, that share two seeds with another one."""
+    """The recipes of ``runs`` that share two seeds with another one.
+
+    They are called as the folders are in which a sweep put them, or by the settings in which they differ.
+    """
     groups = [(settings, by_seed) for settings, by_seed in comparison.by_recipe(runs) if len(by_seed) > 1]
     groups = [
         one for one in groups if any(len(set(one[1]) & set(other[1])) > 1 for other in groups if other is not one)
     ]
+    folders = [
+        {one.run.path.parent.name for one in by_seed.values() if _SEED.fullmatch(one.run.name)} for _, by_seed in groups
+    ]
+    if all(len(names) == 1 for names in folders) and len(set().union(*folders)) == len(groups):
+        return {names.pop(): by_seed for names, (_, by_seed) in zip(folders, groups, strict=True)}
     keys = dict.fromkeys(key for settings, _ in groups for key in settings)
     differ = [key for key in keys if len({repr(settings.get(key)) for settings, _ in groups}) > 1]
     return {", ".join(_called(key, settings.get(key)) for key in differ): by_seed for settings, by_seed in groups}
@@ -88,9 +90,9 @@ def compare(arms: Arms, *, always: bool = False) -> dict[str, Any]:
     both = [pair for pair in itertools.combinations(asked, 2) if set(arms[pair[0]]) & set(arms[pair[1]])]
     pairs = [_pair(first, second, arms, always) for first, second in both]
     known = [pair for pair in pairs if pair["p"] is not None]
-    for pair, p in zip(known, holm([pair["p"] for pair in known]), strict=True):
+    for pair, p in zip(known, chance.holm([pair["p"] for pair in known]), strict=True):
         pair["p_holm"] = p
-        wanted = seeds_wanted(pair["difference"], pair["deviation"], len(known), always=always)
+        wanted = chance.seeds_wanted(pair["difference"], pair["deviation"], len(known), always=always)
         pair["seeds_wanted"] = wanted and max(wanted, len(pair["seeds"]) + 1)
     of_each = [_arm(name, runs) for name, runs in arms.items()]
     best, *others = _ranked([arm for arm in of_each if arm["name"] in asked])
@@ -124,6 +126,7 @@ def _arm(name: str, runs: Mapping[int, Finished]) -> Record:
         "macro_accuracy": _mean([one.result.get("macro_accuracy") for one in runs.values()]),
         "seconds": float(np.mean(seconds)),
         "parameters": next(iter(runs.values())).result.get("parameters"),
+        "classes": [_mean(of_class) for of_class in zip(*map(_by_class, runs.values()), strict=True)],
     }
 
 
@@ -133,7 +136,10 @@ def _pair(first: str, second: str, arms: Arms, always: bool) -> Record:
     a, b = ([arms[name][seed] for seed in seeds] for name in (first, second))
     gained = [two.right.astype(np.float64) - one.right for one, two in zip(a, b, strict=True)]
     differences = np.array([of_seed.mean() for of_seed in gained])
-    mean, half = float(differences.mean()), float(half_width(differences, always=always)) if len(seeds) > 1 else None
+    mean, half = (
+        float(differences.mean()),
+        float(chance.half_width(differences, always=always)) if len(seeds) > 1 else None,
+    )
     half = half if half is not None and math.isfinite(half) else None
     same = all(
         np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
@@ -151,108 +157,14 @@ def _pair(first: str, second: str, arms: Arms, always: bool) -> Record:
         "seeds": seeds,
         "difference": mean,
         "half_width": half,
-        "half_width_images": None if of_images is None else _of_images(of_images),
-        "p": p_value(differences, always=always) if len(seeds) > 1 else None,
+        "half_width_images": None if of_images is None else chance.over_images(of_images),
+        "p": chance.p_value(differences, always=always) if len(seeds) > 1 else None,
         "p_holm": None,
         "deviation": deviation,
         "seeds_wanted": None,
-        "unpaired_seeds": _unpaired(half, spreads[0], spreads[1]) if half else None,
+        "unpaired_seeds": chance.unpaired(half, spreads[0], spreads[1]) if half else None,
         "classes": classes,
     }
-
-
-def _of_images(gained: NDArray[np.float64]) -> float:
-    """Half of the 95% interval over test images of the mean of ``gained`` [images], by the central limit theorem."""
-    return 1.959963984540054 * float(gained.std(ddof=1)) / math.sqrt(len(gained))
-
-
-def half_width(differences: NDArray[np.float64], *, always: bool = False) -> NDArray[np.float64]:
-    """Half of the 95% interval of the mean of paired ``differences`` [..., seeds], by ``critical``."""
-    count = differences.shape[-1]
-    beyond = critical(count, 1 - LEVEL, always=always)
-    return np.asarray(beyond * differences.std(axis=-1, ddof=1) / math.sqrt(count))
-
-
-def critical(count: int, level: float, *, always: bool = False) -> float:
-    """Standard errors beyond which the mean of ``count`` paired differences lies by chance with probability ``level``.
-
-    Of this number of seeds: Student's t, one degree less ("The probable error of a mean", Biometrika 6 (1908), p. 1).
-    ``always``, that is, ever, of any number of seeds: where the test martingale of ``_evidence`` reaches 1 / level, by
-    Ville's inequality; infinite for the first few seeds.
-    """
-    if not always:
-        from scipy.stats import t
-
-        return float(t.ppf(1 - level / 2, count - 1))
-    wider, factor = 1 + SPREAD * count, ((1 + SPREAD * count) / level**2) ** (1 / count)
-    return math.sqrt((count - 1) * (factor - 1) / (1 - factor / wider)) if factor < wider else math.inf
-
-
-def _evidence(t: float, count: int) -> float:
-    """How much likelier such a t is where differences are N(0, SPREAD) deviations than where there is none.
-
-    Its mean is 1 without a difference, whatever the deviation, and it is a martingale as seeds are added: H. Wang and
-    A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance" (2023),
-    arXiv 2310.03722, the Gaussian mixture.
-    """
-    wider, square = 1 + SPREAD * count, t * t / (count - 1)
-    gain = count * (math.log1p(square) - math.log1p(square / wider)) - math.log(wider)
-    return math.exp(min(gain / 2, 700.0))
-
-
-def p_value(differences: NDArray[np.float64], *, always: bool = False) -> float:
-    """Of the paired t test, two-sided: of a mean at least as far from 0 if there were no difference.
-
-    ``always``: of one that ever was, see ``critical``. Where all differences are the same, as with few test images,
-    that of the sign test: how often signs all agree.
-    """
-    from scipy.stats import t
-
-    count, mean, deviation = len(differences), abs(float(differences.mean())), float(differences.std(ddof=1))
-    if deviation == 0:
-        return 1.0 if mean == 0 else 2.0 ** (1 - count)
-    distance = mean / deviation * math.sqrt(count)
-    return min(1.0, 1 / _evidence(distance, count)) if always else float(2 * t.sf(distance, count - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values of several tests, so raised that one of them all is below 5% by chance in 5% of experiments.
-
-    S. Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979), p. 65.
-    """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
-    raised, largest = [0.0] * len(p_values), 0.0
-    for place, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[i]))
-        raised[i] = largest
-    return raised
-
-
-def seeds_wanted(difference: float, deviation: float, tests: int = 1, *, always: bool = False) -> int | None:
-    """How many seeds would tell such a ``difference`` from none four times in five, beside so many other ``tests``.
-
-    None for more than MOST_SEEDS. The power of the paired t test, by the noncentral t distribution
-    (``scipy.stats.nct``): J. Cohen, "Statistical power analysis for the behavioral sciences" (1988), section 2.
-    """
-    from scipy.stats import nct
-
-    level = (1 - LEVEL) / tests
-    if deviation == 0 or difference == 0:  # the sign test's
-        return math.ceil(1 - math.log2(level)) if difference else None
-    effect = abs(difference) / deviation
-    for count in range(2, MOST_SEEDS + 1):
-        if nct.sf(critical(count, level, always=always), count - 1, effect * math.sqrt(count)) >= POWER:
-            return count
-    return None
-
-
-def _unpaired(half: float, first: float, second: float) -> int | None:
-    """Seeds of each arm, other ones for each, that would give an interval as narrow as ``half``."""
-    from scipy.stats import t
-
-    spread = math.hypot(first, second)
-    counts = range(2, MOST_SEEDS + 1)
-    return next((n for n in counts if t.ppf((1 + LEVEL) / 2, 2 * n - 2) * spread / math.sqrt(n) <= half), None)
 
 
 def _ranked(arms: Sequence[Record]) -> list[str]:
@@ -265,7 +177,7 @@ def _between(best: str, other: str, pairs: Sequence[Record]) -> Record | None:
 
 def _tells(pair: Record | None, best: str) -> bool:
     """Whether ``best`` is the better of the pair by more than chance."""
-    if pair is None or pair["p_holm"] is None or pair["p_holm"] >= 1 - LEVEL:
+    if pair is None or pair["p_holm"] is None or pair["p_holm"] >= 1 - chance.LEVEL:
         return False
     return bool((pair["difference"] > 0) == (pair["second"] == best))
 
@@ -280,12 +192,16 @@ def _answer(best: str, other: str, pair: Record | None) -> str:
     measured = f"{points:.1f} ± {100 * pair['half_width']:.1f} points"
     if _tells(pair, best):
         return f"{best} is better than {other} by {measured} ({seeds})"
-    wanted = f"about {pair['seeds_wanted']}" if pair["seeds_wanted"] else f"more than {MOST_SEEDS:,}"
+    wanted = f"about {pair['seeds_wanted']}" if pair["seeds_wanted"] else f"more than {chance.MOST_SEEDS:,}"
     return f"{seeds} cannot tell {best} from {other} ({measured}): {wanted} would"
 
 
+def _by_class(one: Finished) -> list[float | None]:
+    return [row["accuracy"] for row in one.result["classes"]]
+
+
 def _gain(first: Finished, second: Finished, i: int) -> float | None:
-    before, after = (one.result["classes"][i]["accuracy"] for one in (first, second))
+    before, after = (_by_class(one)[i] for one in (first, second))
     return None if before is None or after is None else after - before
 
 

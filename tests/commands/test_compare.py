@@ -184,6 +184,23 @@ def test_of_many_runs_each_stands_beside_the_best_and_the_file_has_all_pairs(
     assert all(best in line.split() for line in shown)
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_where_it_is_narrow_columns_are_left_to_the_page_by_name_and_no_number_is_cut(
+    runs: dict[str, Path],
+    width: int,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert compare.main([*map(str, runs.values()), "--out", str(tmp_path)]) == 0
+    said, _, _ = capsys.readouterr().out.partition("wrote ")
+    assert max(map(len, said.splitlines())) <= width
+    for name in CIFAR10:
+        assert len(re.findall(rf"^ {name} +\d+\.\d% ", said, re.MULTILINE)) == 1
+    assert "(comparison.html has" in " ".join(said.split())
+
+
 def test_a_file_that_cannot_be_written_is_named_in_one_line(runs: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = run_job("compare.py", runs["small-1"], "--out", tmp_path, "--markdown", tmp_path / "file" / "results.md")

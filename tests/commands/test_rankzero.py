@@ -40,3 +40,13 @@ def test_without_a_command_it_lists_them_all_and_of_a_wrong_one_says_so_in_one_l
 def test_the_package_installs_it() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"rankzero": "job.__main__:main"}
+
+
+def test_a_shell_completes_commands_and_settings() -> None:
+    script = f"""eval "$('{sys.executable}' -m job --completion)"
+        words=$(complete -p rankzero); words=${{words#*"'"}}; compgen -W "${{words%"'"*}}" -- "$1" """
+    for begun, completed in (("ver", ["verify"]), ("--train.seed_of.w", ["--train.seed_of.weights"])):
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", begun], capture_output=True, text=True, env=environment(), cwd=REPOSITORY
+        )
+        assert (done.stdout.split(), done.stderr) == (completed, "")

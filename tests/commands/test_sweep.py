@@ -66,6 +66,11 @@ def test_no_seed_is_added_to_what_is_decided_and_no_more_than_allowed_to_what_is
     for words in ("Points gained in each pair of arms", "Accuracy against time, and against the number of parameters"):
         assert f'aria-label="{words}' in page
 
+    file.write_text("base: base.yaml\nseeds: [1, 2]\narms: {large: {model.name: vgg16}, like: {model.name: vgg13}}")
+    assert (
+        "at most 4 runs, 4 finished before\nnot decided with 2"
+        in run_job("sweep.py", file, "--runs", runs, "--until-decided").stdout
+    )
     file.write_text("base: base.yaml\nseeds: [1, 2]\narms: {small: {}, large: {model.name: vgg16}}")
     decided = run_job("sweep.py", file, "--runs", runs, "--until-decided", 20)
     assert "which: at most 40 runs, 8 finished before\ndecided\n" in decided.stdout  # and no run begins

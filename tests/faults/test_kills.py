@@ -160,32 +160,31 @@ def test_killed_after_the_result_the_next_start_writes_what_is_missing(start, un
     assert (run / "log.txt").read_text() == log
 
 
+SHARDS = ("--train.batch_size", "60", "--train.gradient_shards", "12")
+FEW = ("--train.epochs", "1", "--data.validation", "0.9", "--train.batch_size", "12", "--train.gradient_shards", "4")
+
+
 @pytest.mark.parametrize(
-    ("network", "arguments"),
+    ("network", "arguments", "kills"),
     [
-        ("narrow", ("--model.name", "vgg16_bn", "--train.batch_size", "60", "--train.gradient_shards", "12")),
+        (
+            "narrow",
+            ("--model.name", "vgg16_bn", *SHARDS),
+            ((4, "step", 5), (3, "evaluation", 1), (1, "copies.safetensors", 1)),
+        ),
         (
             "",
-            (
-                *("--model.name", "resnet18", "--train.batch_size", "24", "--train.gradient_shards", "12"),
-                *(
-                    "--model.freeze",
-                    '["layer4", "conv1"]',
-                    "--data.validation",
-                    "0.9",
-                    "--train.label_smoothing",
-                    "0.1",
-                ),
-            ),
+            ("--model.name", "resnet18", "--model.freeze", '["layer4"]', "--checkpoint.every_steps", "1", *FEW),
+            ((4, "step", 1), (1, "step", 2)),
         ),
     ],
     ids=["vgg16_bn, shards of one image and of none", "resnet18"],
 )
 def test_with_all_of_fine_tuning_on_and_shards_any_number_of_processes_goes_on_with_the_same_bits(
-    network, arguments, start, undisturbed, same, tmp_path
+    network, arguments, kills, start, undisturbed, same, tmp_path
 ) -> None:
     arguments = (*FINE_TUNING, *arguments)
-    for processes, point, n in ((4, "step", 2), (3, "evaluation", 1), (1, "copies.safetensors", 1)):
+    for processes, point, n in kills:
         job = start(*arguments, processes=processes, network=network, faults=[{"do": "kill", "at": point, "n": n}])
         assert -9 in job.wait(), job.output
     job = start(*arguments, processes=2, network=network)

@@ -3,8 +3,9 @@
 #
 #   tests/slurm/slurm24.sh [options of pytest]
 #
-# Debian 13 is unpacked beside this machine's system, into ROOT, the first time: four minutes and 7 GB, kept for the
-# next one. Daemons, jobs and mounts live in namespaces of their own, and are gone when this script is, however it ends.
+# All of it, with what waits for minutes. The first time Debian 13 is unpacked beside this machine's system, into ROOT:
+# four minutes and 7 GB, kept for the next one. Daemons, jobs and mounts live in namespaces of their own, and are gone
+# when this script is, however it ends.
 # Needs Linux, root, and debootstrap (Debian: apt-get install debootstrap); MIRROR names another Debian mirror.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -21,6 +22,7 @@ inside() {
   unshare --mount --pid --fork --kill-child bash -euc '
     root=$1; shift
     mount --make-rprivate /
+    mount --bind "$root" "$root"  # for who makes a namespace inside
     mount -t proc proc "$root/proc"
     for each in /sys /dev; do mount --rbind "$each" "$root$each"; done
     mount -t tmpfs tmpfs "$root/run"
@@ -46,4 +48,4 @@ inside "[ -x /opt/venv/bin/pytest ] && cmp -s constraints.txt /opt/venv/constrai
   python3 -m venv /opt/venv
   /opt/venv/bin/pip install --quiet -c constraints.txt -e '.[dev]'
   cp constraints.txt /opt/venv/"
-inside "slurmctld -V; python3 -V; /opt/venv/bin/pytest -p no:cacheprovider -rs tests/slurm ${*@Q}"
+inside "slurmctld -V; python3 -V; /opt/venv/bin/pytest -p no:cacheprovider -rs -m '' tests/slurm ${*@Q}"

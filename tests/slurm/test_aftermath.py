@@ -42,7 +42,9 @@ def test_out_of_memory_is_told_from_other_ends(line: str, starved: bool) -> None
     ],
 )
 def test_what_to_ask_for_instead_is_said(record: str, said: str) -> None:
-    assert aftermath.more_memory(record) == said
+    assert aftermath.more_memory(record, 0) == said
+    seen = " was not enough (a rank had taken 412 MB when it last said so): ask"
+    assert aftermath.more_memory(record, 412_000_000) == said.replace(" was not enough: ask", seen)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,9 @@ def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Sit
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_sweep_is_the_same_as_an_array_and_here_killed_and_continued(site: Site, tmp_path: Path) -> None:
-    file, own, here = tmp_path / "rates.yaml", "train.epochs: 2, run.trackers: [], run.log_every: 5", tmp_path / "runs"
+    file, own, here = tmp_path / "rates.yaml", "train.epochs: 1, run.trackers: [], run.log_every: 5", tmp_path / "runs"
     arms = "".join(f"  rate{rate}: {{optimizer.learning_rate: {rate}, {own}}}\n" for rate in (0.001, 0.003))
     file.write_text(f"base: {site.repository}/configs/quickstart.yaml\nseeds: [1, 2]\narms:\n{arms}")
     sweep = [sys.executable, site.repository / "job" / "sweep.py", file]
@@ -141,7 +142,8 @@ def test_a_sweep_is_the_same_as_an_array_and_here_killed_and_continued(site: Sit
     _wait_for(lambda: second.exists() and json.loads(second.read_text())["step"] >= 20)
     begun.kill()  # its runs save, and end with it
     begun.wait()
-    continued = site.cluster.run(*sweep, "--runs", here)
+    words = [*map(str, sweep), "--runs", here]
+    continued = subprocess.run(words, env=site.cluster.environment, check=True, capture_output=True, text=True)
     assert "rates: 4 runs, 2 finished before" in continued.stdout
     site.cluster.run(sys.executable, site.repository / "job" / "compare.py", "--sweep", there, "--out", there)
     tables = [json.loads((folder / "comparison.json").read_text()) for folder in (there, here / "rates")]
@@ -203,6 +205,18 @@ def test_a_gpu_allocation_without_usable_gpus_is_refused(site: Site) -> None:
     ended = site.cluster.wait(job, seconds=120)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "error: 1 GPU was asked for" in site.log(job)
+
+
+@pytest.mark.long
+def test_what_one_node_lacks_is_said_although_rank_zero_does_not_know_it(site: Site, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    on_n2 = '[ "$SLURMD_NODENAME" = n2 ] && set -- "$@" --runtime.device cuda'
+    python.write_text(f'#!/bin/bash\n{on_n2}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    job = site.submit(*TWO_NODES, overrides=[*TINY, *ON_CPU], RANKZERO_PYTHON=str(python))
+    ended = site.cluster.wait(job)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert len(re.findall(r"^error: 1 GPU was asked for on \S+ and 0 found", site.log(job), re.MULTILINE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -292,6 +306,7 @@ def test_a_dead_node_costs_nothing_but_time_and_with_no_kill_not_much_of_that(si
     finally:
         site.cluster.start_node("n2")
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), site.log(left)
+    assert "n2 is left out: no task there reaches the others" in site.log(left)
     assert "started again at once on n1: rank 1 of 2 on n2 failed first" in site.log(left)
     assert evaluation(site.run(left))["world_size"] == 1
     assert len(metrics(site.run(left))) == len(metrics(undisturbed))
@@ -396,6 +411,7 @@ def test_check_runs_on_the_nodes_and_from_the_login_node(site: Site) -> None:
     job = site.submit("--nodes=2", "--gpus-per-node=1", script="vgg16.sh", overrides=overrides)
     assert site.cluster.wait(job)["JobState"] == "COMPLETED", site.log(job, "vgg16")
     assert "2 on CPUs, 64 of the global batch of 128 each" in site.log(job, "vgg16")
+    assert re.findall(r"node (n\d) .*multiplies at", site.log(job, "vgg16")) == ["n1", "n2"]
     assert not site.run(job, "vgg16").exists()
     check = [sys.executable, site.repository / "job" / "train.py", "--check", "--data.source", "shapes10"]
     check += ["--data.cache", str(site.home / "cache"), "--gpus-per-node=1"]

@@ -74,10 +74,8 @@ class SmallConv2d(nn.Conv2d):
         b, _, h, w = x.shape
         if (h, w) == (2, 2):
             weight = self.weight.permute(0, 2, 3, 1).to(_computed_in(x))
-            # The pixel in row i and column j sees all four, in a corner of its 3 x 3 window.
-            corners = [weight[:, 1 - i : 3 - i, 1 - j : 3 - j].flatten(1) for i in range(2) for j in range(2)]
             bias = None if self.bias is None else self.bias.repeat(4)
-            out = F.linear(x.permute(0, 2, 3, 1).flatten(1), torch.cat(corners), bias)
+            out = F.linear(x.permute(0, 2, 3, 1).flatten(1), Corners.apply(weight), bias)
         elif h > 4 or w > 4 or self.windows == "nothing":
             return super().forward(x)
         elif self.windows == "weight":
@@ -85,6 +83,31 @@ class SmallConv2d(nn.Conv2d):
         else:
             out = F.linear(_windows(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
         return out.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+class Corners(torch.autograd.Function):
+    """A 3 x 3 weight [out, 3, 3, in] as [4 * out, 4 * in], from all pixels of a 2 x 2 map to all.
+
+    The pixel in row i and column j sees all four, in a corner of its window. Gradients add up in autograd's order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        full = weight.new_empty(4 * len(weight), 4 * weight.shape[3])
+        for part, corner in zip(full.chunk(4), Corners.of(weight), strict=True):
+            part.unflatten(1, (2, 2, -1)).copy_(corner)
+        return full
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.new_zeros(len(gradient) // 4, 3, 3, gradient.shape[1] // 4)
+        for corner, part in reversed(list(zip(Corners.of(total), gradient.chunk(4), strict=True))):
+            corner += part.unflatten(1, (2, 2, -1))
+        return total
+
+    @staticmethod
+    def of(weight: Tensor) -> list[Tensor]:
+        return [weight[:, 1 - i : 3 - i, 1 - j : 3 - j] for i in range(2) for j in range(2)]
 
 
 class OwnBackward(torch.autograd.Function):

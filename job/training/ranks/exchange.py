@@ -62,7 +62,7 @@ class Exchange:
 
         Those are the gradients at the parameters and, in order, the moves of the buffers, which are put back.
         """
-        found = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         if not self._ordered:
@@ -77,15 +77,17 @@ class Exchange:
             torch._foreach_copy_(self._statistics, self._before)
         if self._counts and piece + 1 < self._pieces:  # a step counts once
             torch._foreach_copy_(self._counts, self._counted)
-        size = 1
+        size, room = 1, self._room[self._turn][piece // self._block]
         while size < self._block and (piece + 1) % (2 * size) == 0:
             earlier, size = self._waiting.pop(), 2 * size
-            torch._foreach_add_(earlier, found)
-            found = earlier
+            sums = earlier if size < self._block else room
+            for one, other, total in zip(earlier, found, sums, strict=True):
+                torch.add(one, other, out=total)
+            found = sums
         if size < self._block:
             self._waiting.append(found)
-        else:
-            torch._foreach_copy_(self._room[self._turn][piece // self._block], found)
+        elif found is not room:
+            torch._foreach_copy_(room, found)
 
     def give(self) -> None:
         """Leave at each parameter the sum of what all ranks have collected for this step, and move the buffers."""
