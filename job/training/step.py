@@ -17,7 +17,7 @@ from job.config.settings import Config
 from job.data.augment import address
 from job.data.batches import Batches, Part
 from job.distributed.group import Group
-from job.models import frozen
+from job.models import frozen, weights
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.graphs import Graphs, Warn
@@ -68,7 +68,7 @@ class Step:
                 self._wrapped.register_comm_hook(None, bf16_compress_hook)
             self._rehearse()
         elif group.world_size > 1:
-            model.load_state_dict(group.broadcast(model.state_dict()))
+            weights.put(group.broadcast(model.state_dict()), model)
         self._last: list[Part] = []
         self._cross_check = None
         if settings.train.cross_check and group.world_size > 1:
