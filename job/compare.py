@@ -15,6 +15,7 @@ if not __package__:  # run as a script: `job` is found from anywhere, and what l
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import json
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import JustifyMethod
@@ -47,9 +48,7 @@ def main(argv: list[str]) -> int:
         for line in left_out:
             console.warn(line)
         runs = [one for by_seed in found.values() for one in by_seed.values()]
-        compared = comparison.compare(runs, pairs=False) | arms.compare(
-            found, always=(options.sweep / arms.LOOKED_AT).exists()
-        )
+        compared = comparison.compare(runs, pairs=False) | arms.compare(found, always=_looked_at(runs))
     else:
         chosen, left_out = comparison.choose(options.run)
         for line in left_out:
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
         runs = comparison.read(chosen)
         compared = comparison.compare(runs)
         if found := arms.among(runs):
-            compared |= arms.compare(found)
+            compared |= arms.compare(found, always=_looked_at(runs))
     if said := comparison.of_chance(compared["sources"]):
         compared["answers"] = [*compared.get("answers", []), *said]
     for one in runs:
@@ -84,6 +83,11 @@ def main(argv: list[str]) -> int:
     for line in compared.get("answers", []):
         console.say(line, "bold")
     return 0
+
+
+def _looked_at(runs: Sequence[comparison.Finished]) -> bool:
+    """Whether seeds were added to any of the runs' sweeps until they told something."""
+    return any((one.run.path.parent.parent / arms.LOOKED_AT).exists() for one in runs)
 
 
 def _drawn(table: comparison_page.Table, width: int) -> Table:
