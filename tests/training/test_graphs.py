@@ -25,7 +25,7 @@ RATES = (2**-10, 2**-9)
 
 def network() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(512, 10)
+        nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(512, 10)
     )  # fmt: skip
 
 
@@ -50,16 +50,16 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
     said: list[str] = []
     step, losses = Step(settings, model, batches, group, chosen, said.append), []
     for epoch in (1, 2):
-        for parts in batches.training(
-            seed=1, epoch=epoch, start=0, batch_size=BATCH, parts=settings.train.gradient_accumulation
-        ):
+        for parts in batches.training(seed=1, epoch=epoch, start=0, batch_size=BATCH, parts=settings.parts(1)):
             losses.append(step(parts, len(losses), RATES[len(losses) % 2]).item())
     assert said == []
-    return [parameter.detach().clone() for parameter in model.parameters()], losses
+    return [tensor.clone() for tensor in model.state_dict().values()], losses
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-@pytest.mark.parametrize("train", [Train(), Train(gradient_accumulation=2), Train(clip_norm=0.1)])
+@pytest.mark.parametrize(
+    "train", [Train(), Train(gradient_accumulation=2), Train(gradient_shards=4), Train(clip_norm=0.1)]
+)
 def test_steps_as_graphs_train_the_same_bits(optimizer: str, train: Train) -> None:
     settings = Config(
         optimizer=Optimizer(name=optimizer, weight_decay=0.01),  # type: ignore[arg-type]
