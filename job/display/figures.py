@@ -90,9 +90,10 @@ def learning_rate(run: Run) -> Figure:
 
 
 def accuracy(run: Run, published: float | None = None) -> Figure:
-    """Validation accuracy of each epoch, the final accuracy with its interval, and the published one."""
+    """Accuracy of each epoch in training and validation, the final one with its interval, and the published one."""
     curves, epochs = _Curves(run, "accuracy"), run.lines("validation")
     axes = curves.axes
+    curves.line(epochs, "train_accuracy", "accent", "training", marker="o")
     curves.line(epochs, "accuracy", "second", "validation", marker="s")
     if run.evaluation and epochs:
         place, tested = curves.places([epochs[-1]["step"]]), run.evaluation["accuracy"]

@@ -25,6 +25,8 @@ class TrainLine(TypedDict):
     """from 1"""
     loss: float | None
     """mean over the images since the last line; None when fp16's loss scaling left out all of their steps"""
+    accuracy: NotRequired[Share]
+    """with which their images were named as they were learned, augmented, with dropout; runs of before have none"""
     learning_rate: float
     """of the last step"""
     images_per_second: float
@@ -43,6 +45,8 @@ class ValidationLine(TypedDict):
     step: Number
     train_loss: float
     """mean over the images of the epoch"""
+    train_accuracy: NotRequired[Share]
+    """with which they were named as they were learned"""
     loss: NotRequired[float | None]
     """None when it is not finite"""
     accuracy: NotRequired[Share]

@@ -77,7 +77,8 @@ class Step:
     def __call__(self, parts: list[Part], number: int, rate: float) -> Tensor:
         """Step ``number``, counted from 0, at learning rate ``rate``.
 
-        Returns this rank's share of the mean loss over the global batch: float64 [], on the device.
+        Returns this rank's share of the mean loss over the global batch, and of the accuracy with which the network
+        named its images as it learned them: float64 [2], on the device.
         """
         first, self._last = not self._last, parts
         if first or number % (self.settings.train.cross_check or 1) == 0:
@@ -85,7 +86,7 @@ class Step:
         optimizers.set_learning_rate(self.optimizer, rate)
         work: Step | Graphs = self._graphs if self._graphs is not None and self._graphs.fits(parts) else self
         # In float64 a sum of a few float32 values is exact, and so the same in any order.
-        total = torch.zeros((), dtype=torch.float64, device=self.group.device)
+        total = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         if self._exchange:
             self._exchange.begin()
         for i, part in enumerate(parts):
@@ -108,16 +109,16 @@ class Step:
         return total
 
     def gradient(self, part: Part) -> Tensor:
-        """Add the part's gradient to the parameters'; its share of the mean loss."""
+        """Add the part's gradient to the parameters'; its shares of the batch's mean loss and of its accuracy."""
         if len(part.rows) == 1 and self._norms:
             with _without_trace(self._buffers):
                 return self.gradient(_twice(part))
-        loss = self._loss(part, self._wrapped)
+        loss, right = self._loss(part, self._wrapped)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
         whole = loss * ranks if ranks > 1 else loss
         self._scaler.scale(whole).backward()
-        return loss.detach().double()
+        return torch.stack([loss.detach().double(), part.weight * right])
 
     def cross_check(self, number: int) -> None:
         """Have ranks compare what they compute after ``number`` steps, if they are to. Raises FailedError on all."""
@@ -129,20 +130,25 @@ class Step:
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         torch.manual_seed(seed)
         part = _twice(part) if len(part.rows) == 1 else part
-        loss = self._scaler.scale(self._loss(part, self.model))
+        loss = self._scaler.scale(self._loss(part, self.model)[0])
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         for buffer, before in buffers:
             buffer.copy_(before)
         return [gradient for gradient in gradients if gradient is not None]
 
-    def _loss(self, part: Part, network: Any) -> Tensor:
-        """The part's share of the mean loss over the global batch: float32 []."""
+    def _loss(self, part: Part, network: Any) -> tuple[Tensor, Tensor]:
+        """The part's share of the mean loss over the global batch, float32 [], and images that are right, float64 [].
+
+        A mixed image is right by the class of which it has more.
+        """
         images, labels = self.batches.fetch(part.rows)
         with self.group.accelerator.autocast():
             logits = network(images)
+        right = (logits.argmax(1) == (labels if labels.dim() == 1 else labels.argmax(1))).sum().double()
         smoothing = self.settings.train.label_smoothing
         if self._class_weights is None:
-            return part.weight * F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+            losses = F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+            return part.weight * losses, right
         if labels.dim() == 1:
             counts = self._class_weights[labels]
         else:  # of mixed images: the sum of what both would give
@@ -150,7 +156,7 @@ class Step:
             counts = weighted.sum(1)
             labels = weighted / counts[:, None]
         losses = F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing)
-        return part.weight * (counts @ losses)
+        return part.weight * (counts @ losses), right
 
     def update(self) -> None:
         """Move the weights by their gradient."""

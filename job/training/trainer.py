@@ -75,7 +75,7 @@ class Trainer:
             optimizers.restore(self.model, self.step.optimizer, tensors)
             if group.accelerator.scaler is not None:
                 group.accelerator.scaler.load_state_dict(state["scaler"])
-        self._recent: list[tuple[Tensor, int]] = []  # loss and images of each step since the last look at losses
+        self._recent: list[tuple[Tensor, int]] = []  # loss and accuracy, and images, of each step since the last look
         self._last_line = time.monotonic()
 
     def run(self) -> Predictions:
@@ -142,16 +142,18 @@ class Trainer:
         progress = self.progress
         zeros = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         own = fingerprint.of_weights(self.model.state_dict()) if self.group.is_rank_zero else zeros
-        told = [*(loss for loss, _ in self._recent), zeros[0] + self.saving.overdue(), *own]
-        *losses, late, high, low = self.group.sum(torch.stack(told)).tolist()
+        told = [zeros[0] + self.saving.overdue(), *own, *(each for shares, _ in self._recent for each in shares)]
+        late, high, low, *shares = self.group.sum(torch.stack(told)).tolist()
+        losses, accuracies = shares[::2], shares[1::2]
         progress.fingerprint = fingerprint.text(high, low)
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         if bad and (self.settings.runtime.precision != "fp16" or len(bad) == len(losses) > 10):
             step = progress.step - len(losses) + 1 + bad[0]
             raise DivergedError(f"the loss is not finite at step {step}{self.saving.what_stands()}")
         progress.skipped += len(bad)
-        progress.counts += [count for loss, (_, count) in zip(losses, self._recent, strict=True) if math.isfinite(loss)]
-        progress.losses += filter(math.isfinite, losses)
+        for loss, accuracy, (_, count) in zip(losses, accuracies, self._recent, strict=True):
+            if math.isfinite(loss):
+                progress.add(loss, accuracy, count)
         self._recent.clear()
         return bool(late)
 
@@ -170,6 +172,8 @@ class Trainer:
         progress, began = self.progress, time.monotonic()
         loss = progress.epoch_loss / len(self.dataset.train)
         line = ValidationLine(split="validation", epoch=progress.epoch, step=progress.step, train_loss=loss)
+        if progress.epoch_named:
+            line["train_accuracy"] = progress.epoch_right / progress.epoch_named
         best = False
         if len(self.dataset.validation):
             predictions = self._predict("validation")
@@ -184,7 +188,7 @@ class Trainer:
         line["seconds"] = round(time.monotonic() - began, 3)
         self.saving.record(progress.step, line)
         self.console.epoch(line, self.settings.train.epochs, best=best)
-        progress.epoch, progress.images, progress.epoch_loss = progress.epoch + 1, 0, 0.0
+        progress.next_epoch()
 
     def _out_of_patience(self) -> bool:
         best, patience = self.progress.best, self.settings.train.patience

@@ -51,7 +51,7 @@ def weights_and_losses(settings: Config, *, graphs: bool) -> tuple[list[torch.Te
     step, losses = Step(settings, model, batches, group, chosen, said.append), []
     for epoch in (1, 2):
         for parts in batches.training(seed=1, epoch=epoch, start=0, batch_size=BATCH, parts=settings.parts(1)):
-            losses.append(step(parts, len(losses), RATES[len(losses) % 2]).item())
+            losses.append(step(parts, len(losses), RATES[len(losses) % 2])[0].item())
     assert said == []
     return [tensor.clone() for tensor in model.state_dict().values()], losses
 
