@@ -22,7 +22,6 @@ MAY_CHANGE = {"may_change": True}
 NO_RECIPE = {"no_recipe": True}
 """mark of a setting, or of a whole section, in which repetitions of one experiment may differ"""
 
-
 Augmentation = Literal["flip", "crop", "resized_crop", "rotate", "color", "erasing"]
 
 
@@ -84,7 +83,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOf:
-    """What draws by a seed of its own; null: by train.seed."""
+    """What draws by a seed of its own, so that it alone may differ between runs; null: by train.seed."""
 
     split: int | None = number(None, 0, 2**32)
     """seed of the images that are held out"""
@@ -132,7 +131,6 @@ class Train:
     seed: int = number(42, 0, 2**32, **NO_RECIPE)
     """seed of initial weights, split, order, augmentation and dropout"""
     seed_of: SeedOf = field(default_factory=SeedOf)
-    """seeds of their own, so that between runs one of these differs alone"""
     deterministic: bool = True
     """only kernels that give the same bits each time"""
 

@@ -99,7 +99,7 @@ def test_a_number_in_scientific_notation_is_a_number(text: str, tmp_path: Path) 
         (["--train.seed_of={weights: 3}"], "--train.seed_of is a section: give its settings one by one"),
         (["--train.seed_of.wieghts=3"], "unknown key train.seed_of.wieghts: did you mean train.seed_of.weights?"),
         (["--train.seed_of.order=-1"], "train.seed_of.order=-1: must be null or from 0 to 4294967295"),
-        (["--train.seed_of.split=x"], "train.seed_of.split=x: must be a whole number or null"),
+        (["--train.seed_of.split=x"], "train.seed_of.split: must be a whole number or null"),
         ([f"--train.epochs={10**400}"], "a number of too many digits"),
         (["--train.epochs=" + "9" * 5001], "has more than 4096 characters"),
         ([f"--optimizer.learning_rate=0x{'f' * 400}"], "a number of too many digits"),
