@@ -14,8 +14,8 @@ from pathlib import Path
 if not __package__:  # run as a script: `job` is found from anywhere, and what lies in job/ shadows nothing
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import itertools
 import json
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import JustifyMethod
@@ -24,7 +24,7 @@ from rich.table import Table
 from job.config.command_line import Arguments
 from job.config.errors import UserError
 from job.display import comparison_page
-from job.display.console import Console, plain_table, plain_text
+from job.display.console import Console, fitting, plain_table, plain_text
 from job.distributed import ending
 from job.evaluation import arms, comparison
 from job.runs.files import write_whole
@@ -48,9 +48,7 @@ def main(argv: list[str]) -> int:
         for line in left_out:
             console.warn(line)
         runs = [one for by_seed in found.values() for one in by_seed.values()]
-        compared = comparison.compare(runs, pairs=False) | arms.compare(
-            found, always=(options.sweep / arms.LOOKED_AT).exists()
-        )
+        compared = comparison.compare(runs, pairs=False) | arms.compare(found, always=_looked_at(runs))
     else:
         chosen, left_out = comparison.choose(options.run)
         for line in left_out:
@@ -58,7 +56,7 @@ def main(argv: list[str]) -> int:
         runs = comparison.read(chosen)
         compared = comparison.compare(runs)
         if found := arms.among(runs):
-            compared |= arms.compare(found)
+            compared |= arms.compare(found, always=_looked_at(runs))
     if said := comparison.of_chance(compared["sources"]):
         compared["answers"] = [*compared.get("answers", []), *said]
     for one in runs:
@@ -87,18 +85,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _looked_at(runs: Sequence[comparison.Finished]) -> bool:
+    """Whether seeds were added to any of the runs' sweeps until they told something."""
+    return any((one.run.path.parent.parent / arms.LOOKED_AT).exists() for one in runs)
+
+
 def _drawn(table: comparison_page.Table, width: int) -> Table:
-    """Where it is narrow, heads fold at words, names anywhere, numbers never; the page has the last columns."""
-    least = [max(map(len, (*name.split(), *cells))) for name, *cells in zip(table.head, *table.rows, strict=True)]
-    least[0] = min(least[0], 10)
-    shown = max(2, sum(end < width for end in itertools.accumulate(one + 2 for one in least)))
-    more = f" (comparison.html has {', '.join(table.head[shown:])})" if shown < len(least) else ""
-    drawn = plain_table(table.caption + more)
-    for i, name in enumerate(table.head[:shown]):
+    """Where it is narrow, the page has the last columns."""
+    least = fitting(table.head, table.rows, width)
+    left = table.head[len(least) :]
+    drawn = plain_table(table.caption + (f" (comparison.html has {', '.join(left)})" if left else ""))
+    for i, (name, needed) in enumerate(zip(table.head, least, strict=False)):
         side: JustifyMethod = "right" if i else "left"
-        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=least[i])
+        drawn.add_column(plain_text(name), justify=side, overflow="fold", min_width=needed)
     for row in table.rows:
-        drawn.add_row(*map(plain_text, row[:shown]))
+        drawn.add_row(*map(plain_text, row[: len(least)]))
     return drawn
 
 

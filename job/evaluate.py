@@ -64,6 +64,7 @@ def main(argv: list[str]) -> int:
     from job.display.console import Console
     from job.evaluation import metrics
     from job.evaluation.predictions import predict
+    from job.models import weights
 
     console = Console(quiet=not group.is_rank_zero)
     # Rank zero reads what lies in the run, and the others have it from it: on other hosts it may not be seen at all.
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
     own = group.guarded(lambda: restored.restore(run, settings, classes), on=group.is_rank_zero)
     model, source = own or (restored.build(settings, classes), "")
     origin["checkpoint"] = group.from_rank_zero(source)
-    model.load_state_dict(group.broadcast(model.to(group.device).state_dict()))
+    weights.put(group.broadcast(model.to(group.device).state_dict()), model)
     batches = Batches(part, settings.data, group.device, rank=group.rank, world_size=group.world_size)
     predictions = predict(model, batches, part.labels[part.indices], group, classes=len(classes))
     assert predictions is not None

@@ -27,8 +27,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from job.config.command_line import Arguments
-from job.config.errors import FAILED, UserError
-from job.display.console import Console, plain_text
+from job.config.errors import FAILED, UserError, printable
+from job.display.console import Console, fitting, plain_text
 from job.display.text import by_rank, decimals, duration, epoch_words, goodput, percent, rounded, sparkline
 from job.distributed import ending
 from job.runs import reader
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     screen, path = RichConsole(highlight=False), options.run
     if reader.runs_below(path):
-        follow(screen, looks(lambda: reader.read_below(path), once=options.once), partial(overview, path))
+        follow(screen, looks(lambda: reader.read_below(path), once=options.once), partial(overview, path, screen))
         return 0
     looking = looks(lambda: ([reader.read(path)], []), once=options.once)
     if options.once or screen.is_terminal:
@@ -111,27 +111,33 @@ def is_over(run: Run) -> bool:
     return run.state in ("finished", "failed")
 
 
-def overview(folder: Path, runs: list[Run], problems: list[str]) -> Group:
-    """A line for each run below ``folder``: how far it is, and how good."""
+def overview(folder: Path, screen: RichConsole, runs: list[Run], problems: list[str]) -> Group:
+    """A line for each run below ``folder``: how far it is, and how good; as much of it as the screen is wide."""
     head = ("run", "state", "of its steps", "loss", "accuracy", "images/s", "left")
+    rows = [[printable(str(run.path.relative_to(folder))), *_stands(run)] for run in runs]
+    least = fitting(head, rows, screen.width)
     columns = (
-        Column(name, justify="right" if i > 1 else "left", no_wrap=i > 0, overflow="fold")
-        for i, name in enumerate(head)
+        Column(name, justify="right" if i > 1 else "left", overflow="fold", min_width=needed)
+        for i, (name, needed) in enumerate(zip(head, least, strict=False))
     )
     table = Table(*columns, box=None, pad_edge=False, header_style="dim")
-    for run in runs:
-        (taken, total), rate = steps(run), run.images_per_second
-        going, curve = total and not is_over(run), [line.get("loss") for line in run.lines("train")]
-        table.add_row(
-            plain_text(str(run.path.relative_to(folder))),
-            plain_text(run.state, STYLES.get(run.state, "")),
-            percent(taken / total, 0) if total else "",
-            decimals(curve[-1]) if curve else "",
-            percent(run.accuracy, 2),
-            rounded(rate),
-            duration((total - taken) * run.setting("train.batch_size", 0) / rate) if going and rate else "",
-        )
+    for run, (name, state, *others) in zip(runs, rows, strict=True):
+        cells = map(plain_text, others[: len(least) - 2])
+        table.add_row(plain_text(name), plain_text(state, STYLES.get(run.state, "")), *cells)
     return Group(table, *(plain_text(f"left out: {problem}", "yellow") for problem in problems))
+
+
+def _stands(run: Run) -> list[str]:
+    (taken, total), rate = steps(run), run.images_per_second
+    going, curve = total and not is_over(run), [line.get("loss") for line in run.lines("train")]
+    return [
+        run.state,
+        percent(taken / total, 0) if total else "",
+        decimals(curve[-1]) if curve else "",
+        percent(run.accuracy, 2),
+        rounded(rate),
+        duration((total - taken) * run.setting("train.batch_size", 0) / rate) if going and rate else "",
+    ]
 
 
 def view(run: Run) -> Group:

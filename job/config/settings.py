@@ -109,8 +109,8 @@ class Train:
     gradient_accumulation: int = number(1, 1, 10_001, **MAY_CHANGE)
     """parts in which each process computes its share of a batch, to save memory; the gradient stays the same"""
     gradient_shards: int | None = number(None, 1, 10_001)
-    """null: fastest, and the same to rounding on any number of processes. N: the batch's gradient is the sum of N parts
-    in one fixed order, so that any number of processes that divides N trains the same bits"""
+    """null: fastest, the same to rounding on any number of processes. N: gradients and batch normalisation's statistics
+    are of N parts, summed in one fixed order, so that any number of processes that divides N trains the same bits"""
     label_smoothing: float = number(0.0, 0, 1.0)
     """cross-entropy's label smoothing, from 0 up to but not including 1"""
     mixup: float = number(0.0, 0, 100.0)

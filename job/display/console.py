@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
@@ -226,6 +227,16 @@ def class_table(result: Evaluation, width: int = PLAIN_WIDTH, bar: str = "#-") -
 def plain_text(text: str, style: str = "") -> Text:
     """``text`` for one line or cell of a terminal, where nothing in it is obeyed or taken for markup."""
     return Text(printable(text), style)
+
+
+def fitting(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int]:
+    """The least width of each of the first columns, as many as fit into ``width``, two at least.
+
+    Heads fold at words and the first column, of names, anywhere; other cells are not cut.
+    """
+    least = [max(map(cell_len, (*name.split(), *cells, ""))) for name, *cells in zip(head, *rows, strict=True)]
+    least[0] = min(least[0], 10)
+    return least[: max(2, sum(end < width for end in itertools.accumulate(one + 2 for one in least)))]
 
 
 def plain_table(title: str) -> Table:

@@ -194,9 +194,10 @@ def gains(pairs: Sequence[Record]) -> Figure:
     axes = figure.subplots()
     axes.axvline(0, color=LIGHT["muted"], linewidth=1)
     for place, pair in enumerate(pairs):
-        points, half = 100 * pair["difference"], 100 * (pair["half_width"] or math.nan)
+        points, half = 100 * pair["difference"], 100 * (pair["half_width"] or 0)
         bar = axes.errorbar(points, place, xerr=half, color=LIGHT["accent"], marker="D", capsize=4)
-        hover(bar.lines[0], [f"{pair['first']} / {pair['second']}: {points:+.2f} ± {half:.2f} points"])
+        within = "" if pair["half_width"] is None else f" ± {half:.2f}"
+        hover(bar.lines[0], [f"{pair['first']} / {pair['second']}: {points:+.2f}{within} points"])
     names = [f"{shortened(pair['first'], LONGEST)} / {shortened(pair['second'], LONGEST)}" for pair in pairs]
     axes.set_yticks(range(len(pairs)), names)
     axes.set(ylim=(len(pairs) - 0.5, -0.5), xlabel="points gained, 95% interval over seeds")

@@ -136,11 +136,9 @@ def _pair(first: str, second: str, arms: Arms, always: bool) -> Record:
     a, b = ([arms[name][seed] for seed in seeds] for name in (first, second))
     gained = [two.right.astype(np.float64) - one.right for one, two in zip(a, b, strict=True)]
     differences = np.array([of_seed.mean() for of_seed in gained])
-    mean, half = (
-        float(differences.mean()),
-        float(chance.half_width(differences, always=always)) if len(seeds) > 1 else None,
-    )
-    half = half if half is not None and math.isfinite(half) else None
+    mean, half = float(differences.mean()), None
+    if len(seeds) > 1 and math.isfinite(width := float(chance.half_width(differences, always=always))):
+        half = width
     same = all(
         np.array_equal(one.labels, a[0].labels) and one.result.get("data") == a[0].result.get("data") for one in a
     )

@@ -174,7 +174,13 @@ def load(model: nn.Module, state: dict[str, Tensor], *, name: str) -> None:
             raise UserError(f"{name} do not fit the model ({problem})", "give them as floating-point numbers")
         if not state[key].to(tensor.dtype).isfinite().all():
             raise UserError(f"{name} hold NaN or infinity ({key})", "the file is damaged, or its training diverged")
-    model.load_state_dict(state)
+    put(state, model)
+
+
+def put(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Copy ``state``, which fits, into ``model``, also where its ``load_state_dict`` wants a version, as MNASNet's."""
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(state[name])
 
 
 def digest(state: dict[str, Tensor]) -> str:

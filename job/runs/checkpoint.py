@@ -26,11 +26,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from job.config.errors import UserError
+from job.config.kinds import require
 from job.config.plain import renewed
 from job.models import fingerprint
 from job.runs import files
 from job.runs.reader import checkpoints, step_of
-from job.runs.records import Position, require
+from job.runs.records import Position
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -264,35 +265,6 @@ def read(path: Path) -> State:
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of ``tensors`` whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state, ``<parameter name>/<key>`` to tensor."""
-    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{names[p]}/{key}": value for p, values in optimizer.state.items() for key, value in values.items()}
-
-
-def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Undo ``optimizer_tensors``, onto the parameters' devices. Raises UserError for those of anything else."""
-    order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    keys = ("momentum_buffer",) if "momentum" in optimizer.defaults else ("step", "exp_avg", "exp_avg_sq")
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    wanted = {f"{name}/{key}": () if key == "step" else shape for name, shape in shapes.items() for key in keys}
-    given = {name: tensor.shape for name, tensor in tensors.items()}  # none before the first step
-    wrong = [name for name in wanted | given if given and wanted.get(name) != given.get(name)]
-    if wrong or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        what = f"the checkpoint's optimizer state does not fit the model ({', '.join(wrong[:1]) or 'not float32'})"
-        raise UserError(what, "restore the checkpoint from a backup, or give another --run.dir")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        owner, _, key = name.rpartition("/")
-        parameter = parameters[owner]
-        if key != "step":
-            # In the parameter's own memory layout: fused kernels walk both by address, and do not look at strides.
-            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
-        state.setdefault(order[parameter], {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _remove(path: Path) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from job.config.errors import UserError, first_line
+from job.config.kinds import require
 from job.config.plain import renewed
 from job.config.settings import Config
 from job.config.yaml_text import load_yaml
 from job.runs.environment import in_all, spending
-from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status, require
+from job.runs.records import Environment, Evaluation, MetricsLine, Seconds, Status
 
 _NAMES = {"simple_cnn": "SimpleCNN", "vgg16": "VGG16", "vgg16_bn": "VGG16 with batch norm", "cifar10": "CIFAR-10"}
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import typing
-from functools import cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, Union
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
+from job.config.kinds import MOST
 from job.config.settings import Config
 
 State = Literal["running", "preempted", "failed", "finished"]
-MOST = 2**53
-"""whole numbers beyond it are no floats, and count nothing that there is"""
 Number = Annotated[int, 1, MOST]
 """of something counted from 1"""
 Share = Annotated[float, 0, 1]
@@ -28,11 +22,13 @@ class TrainLine(TypedDict):
     step: Number
     """optimizer steps taken, from 1"""
     epoch: Number
+    """from 1"""
     loss: float | None
     """mean over the images since the last line; None when fp16's loss scaling left out all of their steps"""
     learning_rate: float
     """of the last step"""
     images_per_second: float
+    """over all processes"""
     fingerprint: NotRequired[str]
     """of the weights after the step (``job.models.fingerprint``); runs of before it have none"""
     skipped_steps: NotRequired[int]
@@ -46,6 +42,7 @@ class ValidationLine(TypedDict):
     epoch: Number
     step: Number
     train_loss: float
+    """mean over the images of the epoch"""
     loss: NotRequired[float | None]
     """None when it is not finite"""
     accuracy: NotRequired[Share]
@@ -132,7 +129,8 @@ class Evaluation(Origin, Matrix):
     calibration_error: NotRequired[Share]
     """expected calibration error: how far the probability of the predicted class is from the share that is right"""
     auc: NotRequired[Share | None]
-    """mean of the classes' areas under the ROC curve; None, too, where images times classes are more than 2^27"""
+    """mean of the classes' areas under the ROC curve, over those that have images and others; None, too, where images
+    times classes are more than 2^27, whose probabilities are not gathered"""
     classes: Annotated[list[ClassRow], 1, MOST]
     top_confusions: list[Confusion]
 
@@ -172,7 +170,9 @@ class Status(TypedDict):
     """of this start, until this was written"""
     seconds_in_all: NotRequired[Seconds]
     peak_memory: NotRequired[list[int]]
-    peak_device_memory: NotRequired[list[int]]  # bytes that each rank of this start took at most, as for the host's
+    """bytes of the host that each rank of this start took at most"""
+    peak_device_memory: NotRequired[list[int]]
+    """of its device"""
     waited: NotRequired[list[float]]
     """seconds that each rank waited for the gradients of others, where it computes on a CPU"""
 
@@ -244,57 +244,3 @@ class Position(TypedDict):
     deep: NotRequired[Annotated[list[float], 2, 2] | None]
     world_size: int
     config: Config
-
-
-_PLAIN = {
-    int: lambda value: type(value) is int and 0 <= value <= MOST,  # all of them count something
-    float: lambda value: type(value) in (int, float) and abs(value) < 1e100,  # NaN is not
-    str: lambda value: type(value) is str,
-    bool: lambda value: type(value) is bool,
-    NoneType: lambda value: value is None,
-    dict: lambda value: type(value) is dict,
-}
-
-
-def require(value: Any, kind: Any, name: str = "its content") -> None:
-    """Raise ValueError, such as "classes[3].images is 'x'", unless ``value``, read from a file, is of ``kind``.
-
-    ``kind`` is a type of this module, or a dataclass of settings, of which nothing need be there.
-    """
-    origin, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
-    fits = type(value) is (list if origin in (list, tuple) else dict)
-    if origin is Annotated:
-        require(value, inner[0], name)
-        fits = inner[1] <= (len(value) if type(value) is list else value) <= inner[2]
-    elif origin in (Union, UnionType, NotRequired):
-        fits = any(_is(value, one) for one in inner)
-    elif origin is Literal:
-        fits = value in inner
-    elif origin in (list, tuple) and fits:
-        fits = origin is list or len(value) == len(inner)
-        if inner[0] not in _PLAIN or not all(map(_PLAIN[inner[0]], value)):  # the long ones are plain
-            for i, one in enumerate(value):
-                require(one, inner[0], f"{name}[{i}]")
-    elif fits and (typing.is_typeddict(origin) or dataclasses.is_dataclass(origin)):
-        for key, of in _keys(kind).items():
-            inside = key if name == "its content" else f"{name}.{key}"
-            if key in value:
-                require(value[key], of, inside)
-            elif getattr(kind, "__total__", False) and typing.get_origin(of) is not NotRequired:
-                raise ValueError(f"{inside} is missing")
-    elif origin in _PLAIN:
-        fits = _PLAIN[origin](value)
-    if not fits:
-        raise ValueError(f"{name} is {str(value)[:40]!r}")
-
-
-def _is(value: Any, kind: Any) -> bool:
-    with contextlib.suppress(ValueError):
-        require(value, kind)
-        return True
-    return False
-
-
-@cache
-def _keys(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from job.config import command_line
 from job.config.errors import UserError
+from job.config.kinds import require
 from job.config.plain import flat, renewed, to_dict
 from job.config.settings import Config
 from job.runs.reader import Record, checkpoints, configuration, evaluation, read_json, require_run, step_of
-from job.runs.records import Position, require
+from job.runs.records import Position
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,14 +1,16 @@
-"""How weights follow gradients: update rule, learning rate, and the largest norm of a gradient."""
+"""How weights follow gradients: update rule, learning rate, the largest norm of a gradient, and what is remembered."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from job.config.errors import UserError
 from job.config.settings import Config, Optimizer
 
 
@@ -86,3 +88,32 @@ def extended(stretches: list[list[int]], before: int, settings: Config) -> list[
         begun = [stretch for stretch in stretches if stretch[0] < epochs]
         return [*begun[:-1], [begun[-1][0], epochs]]
     return stretches
+
+
+def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state, ``<parameter name>/<key>`` to tensor."""
+    names: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {f"{names[p]}/{key}": value for p, values in optimizer.state.items() for key, value in values.items()}
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Undo ``tensors_of``, onto the parameters' devices. Raises UserError for those of anything else."""
+    order = {parameter: i for i, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    keys = ("momentum_buffer",) if "momentum" in optimizer.defaults else ("step", "exp_avg", "exp_avg_sq")
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    wanted = {f"{name}/{key}": () if key == "step" else shape for name, shape in shapes.items() for key in keys}
+    given = {name: tensor.shape for name, tensor in tensors.items()}  # none before the first step
+    wrong = [name for name in wanted | given if given and wanted.get(name) != given.get(name)]
+    if wrong or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        what = f"the checkpoint's optimizer state does not fit the model ({', '.join(wrong[:1]) or 'not float32'})"
+        raise UserError(what, "restore the checkpoint from a backup, or give another --run.dir")
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        owner, _, key = name.rpartition("/")
+        parameter = parameters[owner]
+        if key != "step":
+            # In the parameter's own memory layout: fused kernels walk both by address, and do not look at strides.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(order[parameter], {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

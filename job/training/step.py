@@ -17,7 +17,7 @@ from job.config.settings import Config
 from job.data.augment import address
 from job.data.batches import Batches, Part
 from job.distributed.group import Group
-from job.models import frozen
+from job.models import frozen, weights
 from job.training import optimizers
 from job.training.choices import Choices
 from job.training.graphs import Graphs, Warn
@@ -68,7 +68,7 @@ class Step:
                 self._wrapped.register_comm_hook(None, bf16_compress_hook)
             self._rehearse()
         elif group.world_size > 1:
-            model.load_state_dict(group.broadcast(model.state_dict()))
+            weights.put(group.broadcast(model.state_dict()), model)
         self._last: list[Part] = []
         self._cross_check = None
         if settings.train.cross_check and group.world_size > 1:
@@ -109,6 +109,9 @@ class Step:
 
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its share of the mean loss."""
+        if len(part.rows) == 1 and self._norms:
+            with _without_trace(self._buffers):
+                return self.gradient(_twice(part))
         loss = self._loss(part, self._wrapped)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
         ranks = self.group.world_size if self._wrapped is not self.model else 1
@@ -125,6 +128,7 @@ class Step:
         """The part's gradient with the weights of now, beside all that the steps go by."""
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         torch.manual_seed(seed)
+        part = _twice(part) if len(part.rows) == 1 else part
         loss = self._scaler.scale(self._loss(part, self.model))
         gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         for buffer, before in buffers:
@@ -133,9 +137,6 @@ class Step:
 
     def _loss(self, part: Part, network: Any) -> Tensor:
         """The part's share of the mean loss over the global batch: float32 []."""
-        if len(part.rows) == 1 and self._norms:  # one image has no variance
-            with _without_trace(self._buffers):
-                return self._loss(dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2), network)
         images, labels = self.batches.fetch(part.rows)
         with self.group.accelerator.autocast():
             logits = network(images)
@@ -185,6 +186,11 @@ def balanced(labels: Tensor) -> Tensor:
     """
     images = labels.bincount()
     return (len(labels) / (images.count_nonzero() * images.clamp(min=1))).float()
+
+
+def _twice(part: Part) -> Part:
+    """One image, which has no variance, as two that count half each."""
+    return dataclasses.replace(part, rows=part.rows.repeat(2), weight=part.weight / 2)
 
 
 @contextlib.contextmanager

@@ -25,12 +25,11 @@ from job.evaluation.metrics import class_accuracy
 from job.evaluation.predictions import Predictions, predict
 from job.models import fingerprint, frozen, registry, weights
 from job.models.fast import form
-from job.runs import checkpoint
 from job.runs.checkpoint import State
 from job.runs.records import ValidationLine
+from job.training import optimizers
 from job.training.choices import choose
 from job.training.evaluated import Evaluated, require_validation
-from job.training.optimizers import learning_rate
 from job.training.progress import Progress
 from job.training.saving import Saving
 from job.training.step import Step, balanced
@@ -73,7 +72,7 @@ class Trainer:
         if state is not None:
             self.progress = Progress(**{f.name: state[f.name] for f in dataclasses.fields(Progress) if f.name in state})
             tensors = group.broadcast(saved.optimizer if saved else {})
-            checkpoint.restore_optimizer(self.model, self.step.optimizer, tensors)
+            optimizers.restore(self.model, self.step.optimizer, tensors)
             if group.accelerator.scaler is not None:
                 group.accelerator.scaler.load_state_dict(state["scaler"])
         self._recent: list[tuple[Tensor, int]] = []  # loss and images of each step since the last look at losses
@@ -133,7 +132,7 @@ class Trainer:
         return self.step(parts, number, self._rate(number))
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.settings, step, self.steps_per_epoch, self.progress.schedule)
+        return optimizers.learning_rate(self.settings, step, self.steps_per_epoch, self.progress.schedule)
 
     def _settle(self) -> bool:
         """Read the losses since the last time, summed over ranks, and rank zero's word: True when a save is overdue.
@@ -231,7 +230,7 @@ class Trainer:
             "world_size": self.group.world_size,
             "config": to_dict(self.settings),
         }
-        optimizer = checkpoint.optimizer_tensors(self.model, self.step.optimizer)
+        optimizer = optimizers.tensors_of(self.model, self.step.optimizer)
         return State(self.model.state_dict(), optimizer, trainer, self.evaluated.tensors())
 
     def _stop(self) -> NoReturn:

@@ -29,8 +29,8 @@ from job.config.settings import Config, Model
 from job.distributed.preemption import Preemption
 from job.models import fingerprint, registry
 from job.models.fast import form
-from job.runs import checkpoint
 from job.runs.checkpoint import Checkpoints, State
+from job.training import optimizers
 
 
 def throughput(repeat: int, steps: int = 200) -> None:
@@ -48,7 +48,7 @@ def throughput(repeat: int, steps: int = 200) -> None:
             optimizer.step()
             optimizer.zero_grad()
             if store is not None and step % 50 == 0:
-                tensors = checkpoint.optimizer_tensors(model, optimizer)
+                tensors = optimizers.tensors_of(model, optimizer)
                 store.save(State(model.state_dict(), tensors, {"step": step, "metrics_bytes": 0}))
         if store is not None:
             store.wait()
@@ -78,7 +78,7 @@ def stall(repeat: int) -> None:
         store = Checkpoints(Path(folder), keep=2, say=print)
         for step in range(1, repeat + 1):
             state = State(
-                model.state_dict(), checkpoint.optimizer_tensors(model, optimizer), {"step": step, "metrics_bytes": 0}
+                model.state_dict(), optimizers.tensors_of(model, optimizer), {"step": step, "metrics_bytes": 0}
             )
             began = time.perf_counter()
             store.save(state)

@@ -71,7 +71,7 @@ def test_the_expected_size_of_a_checkpoint_is_that_of_a_real_one(tmp_path: Path,
     for parameter in model.parameters():
         parameter.grad = parameter.detach().clone()
     made.step()
-    state = checkpoint.State(model.state_dict(), checkpoint.optimizer_tensors(model, made), {"step": 1})
+    state = checkpoint.State(model.state_dict(), optimizers.tensors_of(model, made), {"step": 1})
     written = checkpoint.write(tmp_path, state)
     size = sum(file.stat().st_size for file in written.iterdir())
     assert size == pytest.approx(footprint.checkpoint_bytes(config, model), rel=0.02)

@@ -8,7 +8,7 @@ import pytest
 from support import run_directories
 from support.jobs import REPOSITORY, read, run_job, the_error
 
-from job import sweep
+from job import compare, sweep
 from job.config.errors import UserError
 
 
@@ -65,6 +65,8 @@ def test_no_seed_is_added_to_what_is_decided_and_no_more_than_allowed_to_what_is
     assert "always valid, since seeds were added" in page
     for words in ("Points gained in each pair of arms", "Accuracy against time, and against the number of parameters"):
         assert f'aria-label="{words}' in page
+    assert compare.main([str(runs / "which"), "--out", str(tmp_path)]) == 0
+    assert read(tmp_path / "comparison.json")["always_valid"]  # however its runs are named
 
     file.write_text("base: base.yaml\nseeds: [1, 2]\narms: {large: {model.name: vgg16}, like: {model.name: vgg13}}")
     assert (

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ledger
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,7 @@ from support.jobs import REPOSITORY, environment, metrics, read, run_job, the_er
 
 from job import verify
 from job.config.errors import UserError
+from job.runs import reader
 
 STEPS = 18  # of two epochs
 
@@ -173,27 +176,44 @@ def test_other_images_are_refused(copy: Path, cache: Path) -> None:
     assert "the images are not those that" in the_error(run_job("verify.py", copy, "--steps=0:4"))
 
 
+def test_a_run_is_published_without_names_and_read_back(run: Path, pictures: Path, tmp_path: Path) -> None:
+    ledger.publish(run, tmp_path / "ledger")
+    text = "".join(path.read_text() for path in (tmp_path / "ledger").iterdir())
+    for name in (str(run.parent), str(pictures.parent), socket.gethostname(), str(Path.home())):
+        assert f'"{name}' not in text
+        assert f"{name}/" not in text
+    assert restored_to(tmp_path / "ledger") == restored_to(run)
+    with pytest.raises(UserError, match="no checkpoint at step 9: begin at 0"):
+        verify.main([str(tmp_path / "ledger"), "--steps=9:18"])
+
+
+def restored_to(path: Path) -> tuple[object, ...]:
+    """What a reader of ``path`` compares."""
+    found = reader.read(path)
+    return found.metrics, found.evaluation, found.environment["torch"], found.setting("train.gradient_shards")
+
+
 LEDGERS = sorted(path.parent for path in (REPOSITORY / "docs" / "runs").glob("*/config.yaml"))
 
 
-@pytest.mark.parametrize("ledger", LEDGERS, ids=lambda path: path.name)
-def test_what_is_published_of_a_run_names_no_machine_and_holds_all_that_verify_needs(ledger: Path) -> None:
-    assert {path.name for path in ledger.iterdir()} == {
+@pytest.mark.parametrize("published", LEDGERS, ids=lambda path: path.name)
+def test_what_is_published_names_no_machine_and_holds_all_that_verify_needs(published: Path) -> None:
+    assert {path.name for path in published.iterdir()} == {
         *("config.yaml", "metrics.jsonl", "environment.json", "evaluation.json")
     }
-    text = "".join(path.read_text() for path in ledger.iterdir())
+    text = "".join(path.read_text() for path in published.iterdir())
     assert not re.search(r"(?<!\w)[/~]\w+/", text)
-    assert set(read(ledger / "environment.json")["hosts"]) == {"node0"}
-    lines = metrics(ledger, "train")
+    assert set(read(published / "environment.json")["hosts"]) == {"node0"}
+    lines = metrics(published, "train")
     assert all(re.fullmatch("[0-9a-f]{16}", line["fingerprint"]) for line in lines)
-    assert lines[-1]["step"] == metrics(ledger, "validation")[-1]["step"]
+    assert lines[-1]["step"] == metrics(published, "validation")[-1]["step"]
 
 
 def test_a_published_run_is_computed_anew_or_verify_names_what_is_other_here() -> None:
     """Where torch and the processor are those that it was published from, its bits are these; else they may be."""
-    ledger = REPOSITORY / "docs" / "runs" / "quickstart"
-    then = read(ledger / "environment.json")
-    verified = run_job("verify.py", ledger, "--steps=0:50")
+    published = REPOSITORY / "docs" / "runs" / "quickstart"
+    then = read(published / "environment.json")
+    verified = run_job("verify.py", published, "--steps=0:50")
     assert verified.stderr == ""
     if verified.returncode:
         *_, found, reason = verified.stdout.splitlines()

@@ -110,7 +110,7 @@ def test_a_real_run_is_followed_through_preemption_to_its_end(small: list[str], 
 
 
 def test_a_folder_of_runs_is_a_line_each_also_of_one_that_cannot_be_read(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_directories.write(tmp_path / "sweep" / "arm" / "seed-1")
     run_directories.write(tmp_path / "running", finished=False)
@@ -122,6 +122,14 @@ def test_a_folder_of_runs_is_a_line_each_also_of_one_that_cannot_be_read(
     assert rows["running"][:2] == ["running", "100%"]
     assert rows["sweep/arm/seed-1"][:2] == ["finished", "100%"]
     assert f"left out: {tmp_path}/damaged/evaluation.json" in said.replace("\n", "")
+    monkeypatch.setenv("COLUMNS", "40")  # what does not fit is left out, and never the names
+    assert watch.main([str(tmp_path), "--once"]) == 0
+    said, _, _ = capsys.readouterr().out.partition("left out")
+    assert max(map(len, said.splitlines())) <= 40
+    assert [line[:10] for line in said.splitlines() if "finished" in line or "running" in line] == [
+        "running   ",
+        "sweep/arm/",
+    ]
 
 
 def test_the_loss_is_drawn_from_its_highest_to_its_lowest(tmp_path: Path) -> None:

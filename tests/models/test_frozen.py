@@ -11,7 +11,7 @@ from torch import nn
 from job.config.errors import UserError
 from job.config.settings import Config, Model, Optimizer, Train
 from job.models import footprint, frozen, registry
-from job.runs import checkpoint
+from job.training import optimizers
 from job.training.optimizers import make_optimizer, set_learning_rate
 
 
@@ -35,9 +35,9 @@ def test_a_frozen_backbone_costs_no_gradient_no_optimizer_and_rests() -> None:
     assert features == [False, False], "no autograd before the last layer"
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"fc.weight", "fc.bias"}, "statistics are frozen too"
-    tensors = checkpoint.optimizer_tensors(model, optimizer)
+    tensors = optimizers.tensors_of(model, optimizer)
     assert {name.rpartition("/")[0] for name in tensors} == {"fc.weight", "fc.bias"}
-    checkpoint.restore_optimizer(model, make_optimizer(settings.optimizer, model), tensors)
+    optimizers.restore(model, make_optimizer(settings.optimizer, model), tensors)
     assert registry.described(model) == "2,565 of 11,179,077 parameters trained"
     memory = footprint.memory_bytes(settings, model, 1, 32)
     assert memory["gradients"] == 4 * 2_565

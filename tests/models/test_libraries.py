@@ -17,6 +17,7 @@ from job.config.settings import Config, Model
 from job.models import frozen, libraries, registry, weights
 from job.models.fast import form
 from job.runs import checkpoint
+from job.training import optimizers
 from job.training.optimizers import make_optimizer
 
 
@@ -56,12 +57,12 @@ def test_a_network_takes_steps_and_goes_on_from_a_checkpoint_with_the_same_bits(
     model = fresh()
     optimizer = make_optimizer(settings.optimizer, model)
     assert step(model, optimizer) != step(model, optimizer)
-    state = checkpoint.State(model.state_dict(), checkpoint.optimizer_tensors(model, optimizer), {"step": 2})
+    state = checkpoint.State(model.state_dict(), optimizers.tensors_of(model, optimizer), {"step": 2})
     written = checkpoint.write(tmp_path, state)
     again = fresh()
     weights.load(again, weights.read(written / "model.safetensors"), name="the checkpoint's weights")
     other = make_optimizer(settings.optimizer, again)
-    checkpoint.restore_optimizer(again, other, weights.read(written / "optimizer.safetensors"))
+    optimizers.restore(again, other, weights.read(written / "optimizer.safetensors"))
     assert step(again, other) == step(model, optimizer)
     weights.load(own.eval(), form.own_weights(again.state_dict(), again), name="its weights")
     with torch.inference_mode():

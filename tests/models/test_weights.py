@@ -196,3 +196,9 @@ def test_weights_that_are_no_file_are_one_clear_error(what: str, tmp_path: Path)
 def test_a_network_without_imagenet_weights_says_so() -> None:
     with pytest.raises(UserError, match="there are none for simple_cnn"):
         weights.fetch(Model(name="simple_cnn", weights="imagenet"), download=True)
+
+
+def test_a_network_whose_own_loading_wants_a_version_that_files_do_not_hold_takes_weights() -> None:
+    one, other = (registry.build(Model(name="mnasnet0_5"), classes=3, image_size=64, seed=seed) for seed in (1, 2))
+    weights.load(other, {name: tensor.clone() for name, tensor in one.state_dict().items()}, name="the checkpoint's")
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))

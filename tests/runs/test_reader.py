@@ -22,8 +22,9 @@ from job.config.settings import Config, Data, Train
 from job.display import comparison_page
 from job.display.text import goodput
 from job.evaluation import comparison
-from job.runs import checkpoint, reader, restored
+from job.runs import reader, restored
 from job.runs.directory import RunDirectory
+from job.training import optimizers
 
 FREE = ("config.yaml", "environment.json")
 """in which no key need be there"""
@@ -185,8 +186,8 @@ def test_moments_that_do_not_fit_the_network_never_reach_the_optimizer() -> None
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    good = checkpoint.optimizer_tensors(model, optimizer)
-    checkpoint.restore_optimizer(model, optimizer, good)
+    good = optimizers.tensors_of(model, optimizer)
+    optimizers.restore(model, optimizer, good)
     name = "weight/exp_avg"
     for bad in (
         {key: tensor for key, tensor in good.items() if key != name},
@@ -196,7 +197,7 @@ def test_moments_that_do_not_fit_the_network_never_reach_the_optimizer() -> None
         good | {"other/exp_avg": torch.zeros(3)},
     ):
         with pytest.raises(UserError, match="does not fit the model"):
-            checkpoint.restore_optimizer(model, optimizer, bad)
+            optimizers.restore(model, optimizer, bad)
 
 
 def test_where_the_time_of_a_run_went_adds_up_whoever_was_killed(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from job.distributed.group import Group
 from job.evaluation.predictions import predict
 from job.models import registry
 from job.models.fast import form
-from job.runs import checkpoint, files
+from job.runs import files
+from job.training import optimizers
 from job.training.choices import choose
 from job.training.step import Step
 
@@ -108,9 +109,9 @@ def test_every_tensor_of_a_step_an_evaluation_and_a_checkpoint_is_on_the_device_
         losses = [step(part, number, 0.1) for number, part in enumerate(steps)]
         assert len(losses) == 3
         assert {(loss.device, loss.dtype) for loss in losses} == {(CUDA, torch.float64)}
-        state = checkpoint.optimizer_tensors(model, step.optimizer)
+        state = optimizers.tensors_of(model, step.optimizer)
         assert {t.device for key, t in state.items() if not key.endswith("/step")} == {CUDA}
-        checkpoint.restore_optimizer(model, step.optimizer, files.to_host(state))
+        optimizers.restore(model, step.optimizer, files.to_host(state))
         assert {t.device for t in step.optimizer.state[next(model.parameters())].values() if t.dim()} == {CUDA}
         assert {t.device.type for t in form.own_weights(model.state_dict(), model).values()} == {"cpu"}
         with pytest.raises(DataDependentOutputException):  # where it reads what the device found: there is nothing

@@ -62,7 +62,7 @@ class Exchange:
 
         Those are the gradients at the parameters and, in order, the moves of the buffers, which are put back.
         """
-        found = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         if not self._ordered:
