@@ -91,7 +91,7 @@ def settle(start: Start, exit_status: int, messages: list[str], *, here: bool) -
     reason = record_failure(start, failures, messages)
     if not after and exit_status == FAILED:
         return end(start, f"not started again, for it never began: {reason}", FAILED)
-    starved = out_of_memory(messages)
+    starved = out_of_memory([*messages, *managers_words(start)])
     if starved:
         more = more_memory(show_job(start.allocation.job), max(after.get("peak_memory") or [0]))
         reason += f"; {more}, and {continue_by_hand(start)}"
@@ -136,6 +136,12 @@ def come_back(start: Start, reason: str, exit_status: int, *, here: bool) -> int
 def out_of_memory(messages: list[str]) -> bool:
     """Whether Slurm, or the kernel by its order, ended a process for the memory that it took."""
     return re.search(r"Out Of Memory|oom[-_ ]?kill|memory limit", "".join(messages), re.IGNORECASE) is not None
+
+
+def managers_words(start: Start) -> list[str]:
+    """What Slurm's step managers wrote to the ranks' standard errors: some say only there why they end a step."""
+    texts = [error_text(start, rank) for rank in range(start.allocation.world_size)]
+    return [line for text in texts for line in text.splitlines() if line.startswith("slurmstepd")]
 
 
 def more_memory(record: str, peak: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from shipped import ROOT
@@ -88,3 +89,12 @@ def test_who_never_came_is_named_and_who_waited_is_not() -> None:
     assert lost[0] == "3"
     assert lost[1].startswith("never came to n1:15007")
     assert not aftermath.LOST.findall("error: rank 1 of 8 did not meet all others at n1:15007 (refused): see\n")
+
+
+def test_what_slurm_wrote_to_a_ranks_own_errors_alone_is_heard_and_what_the_job_wrote_is_not(tmp_path: Path) -> None:
+    line = "slurmstepd-n1: error: StepId=1.0 exceeded memory limit (530329600 > 524288000), being killed"
+    (tmp_path / "rank-1.err").write_text(f"warning: near the memory limit\n{line}\n")
+    allocation = SimpleNamespace(world_size=2)
+    start = aftermath.Start(allocation, tmp_path, tmp_path, {}, None)  # type: ignore[arg-type]
+    assert aftermath.managers_words(start) == [line]
+    assert aftermath.out_of_memory([line])
