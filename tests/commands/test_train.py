@@ -59,6 +59,8 @@ def test_losses_are_those_of_one_process_to_rounding(runs: dict[int, Path], proc
     ]
     for line, other in zip(one, many, strict=True):
         assert other["loss"] == pytest.approx(line["loss"], abs=1e-4)
+        key = "accuracy" if line["split"] == "train" else "train_accuracy"
+        assert other[key] == pytest.approx(line[key], abs=0.01)
     ours, theirs = (load_file(runs[n] / "model.safetensors") for n in (1, processes))
     for key, value in ours.items():
         assert torch.allclose(value, theirs[key], atol=1e-3), key
