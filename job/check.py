@@ -37,7 +37,7 @@ from job.data import datasets
 from job.display.console import plain_text
 from job.distributed import launcher, request
 from job.distributed.group import start
-from job.distributed.handshake import nodes_in_words, nodes_looked_at, slow_nodes, writing
+from job.distributed.meeting.nodes import nodes_in_words, nodes_looked_at, slow_nodes, writing
 from job.models import frozen, registry, weights
 from job.models.fast import form
 from job.models.footprint import checkpoint_bytes, memory_bytes, readable

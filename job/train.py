@@ -41,7 +41,7 @@ from job.config import command_line
 from job.config.settings import REPOSITORY, Config
 from job.distributed import cores, ending, launcher, startup
 from job.distributed.group import Group, start
-from job.distributed.handshake import nodes_looked_at, slow_nodes
+from job.distributed.meeting.nodes import nodes_looked_at, slow_nodes
 from job.runs.directory import RunDirectory, choose
 
 if TYPE_CHECKING:

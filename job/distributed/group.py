@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from job.config.errors import DivergedError, FailedError, UserError, first_line
 from job.config.settings import Runtime
-from job.distributed import cores, ending, handshake, launcher, roll_call, startup
+from job.distributed import cores, ending, launcher, startup
+from job.distributed.meeting import handshake, roll_call
 
 if TYPE_CHECKING:
     import torch
@@ -229,8 +230,7 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
 
     startup.mark("torch and accelerate")
     patience = datetime.timedelta(seconds=settings.timeout)
-    set_up_group: Any = None
-    control_group: Any = None
+    set_up_group = control_group = cast(Any, None)
     unknown: list[int] = []
     roll = None
     absent: Callable[[], list[int]] = list

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 from job.config.errors import UserError, first_line
 from job.config.settings import REPOSITORY
 from job.distributed import launcher, startup
-from job.distributed.handshake import slow_nodes
+from job.distributed.meeting.nodes import slow_nodes
 from job.runs.records import Seconds
 
 if TYPE_CHECKING:

@@ -172,10 +172,11 @@ FEW = ("--train.epochs", "1", "--data.validation", "0.9", "--train.batch_size", 
             ("--model.name", "vgg16_bn", *SHARDS),
             ((4, "step", 5), (3, "evaluation", 1), (1, "copies.safetensors", 1)),
         ),
-        (
+        pytest.param(
             "",
             ("--model.name", "resnet18", "--model.freeze", '["layer4"]', "--checkpoint.every_steps", "1", *FEW),
             ((4, "step", 1), (1, "step", 2)),
+            marks=pytest.mark.long,
         ),
     ],
     ids=["vgg16_bn, shards of one image and of none", "resnet18"],

@@ -27,7 +27,7 @@ WINDOW = 3.0
 """seconds after a report in which the next one is awaited"""
 LINE = 1 << 16
 """bytes of a message at most"""
-JOB = str(Path(__file__).resolve().parents[1])
+JOB = str(Path(__file__).resolve().parents[2])
 
 
 class RollCall:
