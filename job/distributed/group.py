@@ -230,7 +230,7 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
 
     startup.mark("torch and accelerate")
     patience = datetime.timedelta(seconds=settings.timeout)
-    set_up_group = control_group = cast(Any, None)
+    groups: Any = (None, None)
     unknown: list[int] = []
     roll = None
     absent: Callable[[], list[int]] = list
@@ -250,19 +250,17 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
             ],
         )
         if accelerator.num_processes > 1:
-            set_up_group, control_group = (dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
+            groups = tuple(dist.new_group(backend="gloo", timeout=patience) for _ in range(2))
             unknown = handshake.strangers(
                 launcher.secret() or handshake.users_secret(),
                 accelerator.process_index,
-                partial(_exchange, group=set_up_group),
+                partial(_exchange, group=groups[0]),
             )
             if not unknown:
-                roll = roll_call.join(
-                    accelerator.process_index, settings.timeout, partial(_exchange, group=set_up_group)
-                )
+                roll = roll_call.join(accelerator.process_index, settings.timeout, partial(_exchange, group=groups[0]))
             # Only now: a day would also be the time that ranks wait for one that died while they met.
             set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-            set_timeout(datetime.timedelta(days=1), set_up_group)
+            set_timeout(datetime.timedelta(days=1), groups[0])
     except RuntimeError as error:
         if not ending.lost_contact(error):
             raise
@@ -283,8 +281,8 @@ def _meet(settings: Runtime, *, cpu: bool, static_graph: bool) -> Group:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         local_rank=accelerator.local_process_index,
-        set_up_group=set_up_group,
-        control_group=control_group,
+        set_up_group=groups[0],
+        control_group=groups[1],
         roll_call=roll,
     )
 
