@@ -188,6 +188,7 @@ def test_in_onnx_the_program_gives_the_evaluations_probabilities(run: Path, pict
     torch.testing.assert_close(torch.from_numpy(probabilities), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_the_weights_of_a_run_are_not_written_once_more_nor_what_vgg_repeats(tmp_path: Path) -> None:
     """At 32 pixels the first fully connected layer of VGG has 49 equal parts: 411 of its 537 MB."""
     settings = Config(model=Model(name="vgg16"), data=Data(source="shapes10"))

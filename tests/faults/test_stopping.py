@@ -128,7 +128,7 @@ def trains(job: Launched, run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
-def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoint(
+def test_under_the_launcher_with_two_processes_ctrl_c_and_sigkill_lead_to_a_checkpoint(
     settings, start, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
@@ -141,17 +141,16 @@ def test_under_the_launcher_with_two_processes_every_signal_leads_to_a_checkpoin
         os.kill(pid, signal.SIGINT)
     job.all_end()
     assert status(run)["state"] == "preempted", job.output
-    # A launcher that SIGUSR1 or SIGKILL ends leaves nobody behind.
-    for attempt, number in enumerate((signal.SIGUSR1, signal.SIGKILL), 1):
-        before = status(run)["step"]
-        job = launched(2, arguments, run, tmp_path / f"out-{attempt}")
-        trains(job, run, before + 5)
-        assert len(job.processes) == 3
-        os.kill(job.process.pid, number)
-        job.wait(90)
-        job.all_end()
-        assert status(run)["state"] == "preempted", job.output
-        assert status(run)["step"] > before
+    # A launcher that SIGKILL ends leaves nobody behind.
+    before = status(run)["step"]
+    job = launched(2, arguments, run, tmp_path / "out-1")
+    trains(job, run, before + 5)
+    assert len(job.processes) == 3
+    os.kill(job.process.pid, signal.SIGKILL)
+    job.wait(90)
+    job.all_end()
+    assert status(run)["state"] == "preempted", job.output
+    assert status(run)["step"] > before
     job = start(*longer, processes=2)
     assert job.wait() == [0, 0], job.output
     same(run, undisturbed(*longer, processes=2))
@@ -161,10 +160,10 @@ def test_under_the_launcher_with_one_process_no_signal_leaves_an_orphan(
     settings, start, undisturbed, same, tmp_path
 ) -> None:
     run = tmp_path / "run"
-    for attempt, number in enumerate((signal.SIGTERM, signal.SIGHUP)):  # a terminal's go to all
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)):
         job = launched(1, settings, run, tmp_path / f"out-{attempt}")
         trains(job, run, 5 if attempt == 0 else status(run)["step"] + 5)
-        for pid in [job.process.pid] if number == signal.SIGTERM else job.processes:
+        for pid in job.processes if number == signal.SIGHUP else [job.process.pid]:  # a terminal's goes to all
             os.kill(pid, number)
         job.all_end()
         assert status(run)["state"] == "preempted", job.output

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support.jobs import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.long
 def test_two_machines_started_by_hand_form_one_job(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "launch/multi_node.yaml"]
     command += ["--num_processes", "2", "--main_process_port", str(free_port())]

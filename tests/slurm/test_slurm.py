@@ -96,6 +96,7 @@ def test_two_nodes_with_two_gpus_each_are_four_ranks_with_the_numbers_of_two(sit
         assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6 if mine["step"] <= 10 else 0.02)
 
 
+@pytest.mark.long
 def test_array_tasks_have_their_own_seeds_and_runs_and_come_back_alone(site: Site) -> None:
     array = site.submit(
         "--array=7-9", "--gpus-per-node=0", "--cpus-per-task=1", overrides=[*TINY, "--train.epochs", "1"]
@@ -220,7 +221,8 @@ def test_what_one_node_lacks_is_said_although_rank_zero_does_not_know_it(site: S
 
 
 @pytest.mark.parametrize(
-    "how", ["requeued and signalled", "preempted", pytest.param("graceful", marks=pytest.mark.long)]
+    "how",
+    ["requeued and signalled", *(pytest.param(how, marks=pytest.mark.long) for how in ("preempted", "graceful"))],
 )
 def test_stopped_in_mid_epoch_it_comes_back_and_ends_as_if_nobody_had(site: Site, undisturbed: Path, how: str) -> None:
     partition = "graceful" if how == "graceful" else "work"
@@ -370,6 +372,7 @@ def test_a_cancelled_job_saves_and_is_never_brought_back_whoever_cancels_it(site
     assert "is told to cancel it then: stopped after step" in site.log(preempted)
 
 
+@pytest.mark.long
 def test_a_crash_loop_is_given_up(site: Site, tmp_path: Path) -> None:
     crashes = tmp_path / "python"
     crashes.write_text("#!/bin/bash\nkill -SEGV $$\n")
