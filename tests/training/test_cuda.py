@@ -48,6 +48,7 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         return alone(accelerator, CUDA)
 
     yield make
+    monkeypatch.undo()  # or it would put the device back behind the reset, into a state that is half made
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
