@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from job.config.errors import BAD_INPUT, FAILED, FailedError, UserError, first_line, printable
-from job.distributed import cores, launcher
+from job.distributed import cores, launcher, preemption
 
 if TYPE_CHECKING:
     from job.distributed.group import Group
@@ -37,7 +37,7 @@ def entry(main: Callable[[list[str]], int], *, only_shows: bool = False, joins: 
             complain(str(error))
         else:
             _let_rank_zero_end()
-            if not _met():
+            if not _met() and not preemption.TOLD.is_set():
                 complain(str(error))  # which rank zero does not know, or could not say yet
         status = BAD_INPUT
     except FailedError as error:
@@ -120,7 +120,8 @@ def _let_rank_zero_end() -> None:
     Ranks that have met are at the same place; before that, rank zero may still be starting on a slow file system.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(1 if _met() else 10)
+    if not preemption.TOLD.is_set():  # while this rank was starting
+        time.sleep(1 if _met() else 10)
 
 
 def reason(error: Exception, group: Group, batch_size: int) -> str:

@@ -32,6 +32,8 @@ MEET_WITHIN = 10.0
 """seconds that ranks which are told to stop while they wait for each other go on waiting"""
 LOOK_EVERY = 1.0
 """seconds between looks for the STOP file"""
+TOLD = threading.Event()
+"""a signal has come"""
 
 
 class Preemption:
@@ -140,6 +142,7 @@ class Preemption:
                 os._exit(128 + number)  # the second time: at once
             self._interrupted_at = min(now, self._interrupted_at)
         self.reason = signal.Signals(number).name
+        TOLD.set()
 
     def _read_end(self) -> None:
         # On the clock that nobody sets: the other one may be corrected while the job runs.
