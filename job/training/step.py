@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -111,7 +111,7 @@ class Step:
     def gradient(self, part: Part) -> Tensor:
         """Add the part's gradient to the parameters'; its shares of the batch's mean loss and of its accuracy."""
         if len(part.rows) == 1 and self._norms:
-            with _without_trace(self._buffers):
+            with _without_trace(buffer for buffer in self._buffers if buffer.is_floating_point()):
                 return self.gradient(_twice(part))
         loss, right = self._loss(part, self._wrapped)
         # The wrapper averages over ranks what is to be summed: each has its share of the mean.
@@ -127,13 +127,11 @@ class Step:
 
     def _gradient_without_trace(self, part: Part, seed: int) -> Sequence[Tensor]:
         """The part's gradient with the weights of now, beside all that the steps go by."""
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         torch.manual_seed(seed)
         part = _twice(part) if len(part.rows) == 1 else part
-        loss = self._scaler.scale(self._loss(part, self.model)[0])
-        gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        with _without_trace(self.model.buffers()):
+            loss = self._scaler.scale(self._loss(part, self.model)[0])
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         return [gradient for gradient in gradients if gradient is not None]
 
     def _loss(self, part: Part, network: Any) -> tuple[Tensor, Tensor]:
@@ -176,12 +174,10 @@ class Step:
         compiled = self.settings.runtime.compile == "default"  # for one shape; for others any will do
         count = self.settings.train.batch_size // self.group.world_size if compiled else 2
         rows = torch.zeros(count, dtype=torch.int64, device=self.batches.device)
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        for _ in range(2):
-            self._wrapped(self.batches.fetch(rows)[0]).sum().backward()
-            self.optimizer.zero_grad()
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        with _without_trace(self.model.buffers()):
+            for _ in range(2):
+                self._wrapped(self.batches.fetch(rows)[0]).sum().backward()
+                self.optimizer.zero_grad()
 
 
 def balanced(labels: Tensor) -> Tensor:
@@ -200,9 +196,9 @@ def _twice(part: Part) -> Part:
 
 
 @contextlib.contextmanager
-def _without_trace(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """Leave statistics among ``buffers`` as they are, whatever is seen within."""
-    before = [(buffer, buffer.clone()) for buffer in buffers if buffer.is_floating_point()]
+def _without_trace(buffers: Iterable[Tensor]) -> Iterator[None]:
+    """Leave ``buffers`` as they are, whatever is seen within."""
+    before = [(buffer, buffer.clone()) for buffer in buffers]
     yield
     for buffer, value in before:
         buffer.copy_(value)

@@ -142,8 +142,8 @@ class Trainer:
         progress = self.progress
         zeros = torch.zeros(2, dtype=torch.float64, device=self.group.device)
         own = fingerprint.of_weights(self.model.state_dict()) if self.group.is_rank_zero else zeros
-        told = [zeros[0] + self.saving.overdue(), *own, *(each for shares, _ in self._recent for each in shares)]
-        late, high, low, *shares = self.group.sum(torch.stack(told)).tolist()
+        told = torch.cat([zeros[:1] + self.saving.overdue(), own, *(shares for shares, _ in self._recent)])
+        late, high, low, *shares = self.group.sum(told).tolist()
         losses, accuracies = shares[::2], shares[1::2]
         progress.fingerprint = fingerprint.text(high, low)
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
